@@ -1,0 +1,1 @@
+"""The `streamdit` command: words, files, colours and exit codes."""
