@@ -68,10 +68,9 @@ _MOTION_PATTERNS = (
     ("pulsing", r"pulsing|pulses|pulsating|pulsates|growing and shrinking|grows and shrinks"),
     ("pulsing", r"shrinking and growing"),
 )
-_FILLER = frozenset(
-    "a an the on over against in of with is it that and there front at onto video clip plain solid "
-    "background backdrop backgrounds colored coloured one single shape scene showing this by "
-    "upon across its while".split()
+_FILLER = re.compile(
+    r"(?:a|an|the|on|over|onto|upon|against|across|in|of|with|by|at|front|is|it|its|that|this|and|"
+    r"while|there|video|clip|scene|showing|plain|solid|background|backdrop|colou?red|single|shape)"
 )
 
 
@@ -117,7 +116,7 @@ def parse(prompt: str) -> dict[str, str] | None:
         text, count = pattern.subn(" ", text)
         if count and found.setdefault(name, value) != value:
             return None
-    if "shape" not in found or not _FILLER.issuperset(text.split()):
+    if "shape" not in found or not all(map(_FILLER.fullmatch, text.split())):
         return None
     return found
 
