@@ -5,7 +5,15 @@
 
 from __future__ import annotations
 
-__all__ = ["DownloadError", "InputError", "OutputError", "Stopped", "TerminalError", "UsageError"]
+__all__ = [
+    "DownloadError",
+    "InputError",
+    "MissingWeights",
+    "OutputError",
+    "Stopped",
+    "TerminalError",
+    "UsageError",
+]
 
 
 class TerminalError(Exception):
@@ -31,6 +39,10 @@ class InputError(TerminalError):
 
 class DownloadError(TerminalError):
     """A download that was refused, is offline or has the wrong checksum: exit code 5."""
+
+
+class MissingWeights(TerminalError):
+    """A model that is known by name but has no weights on this machine: exit code 5."""
 
 
 class OutputError(TerminalError):

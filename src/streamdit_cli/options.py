@@ -1,7 +1,7 @@
 """The options that mean the same in every command, as annotated types.
 
-A command writes `model: ModelOption = None`. Precedence is flag, then `STREAMDIT_*`, then the model's
-own configuration; `None` means "not given". This file knows words and ranges, never models.
+A command writes `model: ModelOption = None`; `None` means "not given". Precedence is flag, then
+`STREAMDIT_*`, then the model's own configuration. This file knows words and ranges, never models.
 """
 
 from __future__ import annotations
