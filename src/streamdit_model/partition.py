@@ -19,6 +19,7 @@ chunk always sits at the slot of its level.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +30,7 @@ from streamdit_model.gamma import apply_gamma
 __all__ = ["ChunkMix", "Partition", "PartitionRow", "training_tau"]
 
 _LETTERS = {"K": "num_reference", "N": "num_chunks", "c": "chunk_size", "s": "micro_steps"}
+_LARGEST = 1_000_000  # latent frames or steps; a typing error must not fill the memory
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,7 +41,7 @@ class PartitionRow:
         chunk: 0 = oldest; None for the row of the reference frames.
         frames: slots of its frames in the buffer.
         levels: integer level at micro steps 0 .. s-1; T for references.
-        tau: tau at micro steps 0 .. s-1.
+        tau: tau at the same micro steps.
     """
 
     chunk: int | None
@@ -81,10 +83,12 @@ class Partition:
                 raise ConfigError(
                     f"{name} {value!r} is not a whole number of at least {least} ({letter})"
                 )
+        for name in ("buffer_length", "total_steps"):
+            if getattr(self, name) > _LARGEST:
+                raise ConfigError(f"{name} {getattr(self, name)} is more than {_LARGEST}")
         if not bool((self.gamma_table().diff().float() > 0).all()):
             raise ConfigError(
-                f"gamma {self.gamma} with parameter {self.gamma_parameter} has steps of zero "
-                f"at {self.total_steps} steps; a parameter nearer 1 has none"
+                f"gamma {self.gamma} {self.gamma_parameter} has a step of 0 in {self.total_steps}"
             )
 
     @classmethod
@@ -94,7 +98,7 @@ class Partition:
         buffer_length: int,
         total_steps: int,
         gamma: str = "linear",
-        gamma_parameter: float = 1,
+        gamma_parameter: float = 1.0,
     ) -> "Partition":
         """One chunk that fills the buffer: ordinary clip generation.
 
@@ -115,7 +119,7 @@ class Partition:
         buffer_length: int,
         micro_steps: int = 1,
         gamma: str = "linear",
-        gamma_parameter: float = 1,
+        gamma_parameter: float = 1.0,
     ) -> "Partition":
         """Every latent frame is a chunk of its own, with a level of its own.
 
@@ -154,13 +158,9 @@ class Partition:
 
     @classmethod
     def from_text(cls, text: str) -> "Partition":
-        """Read a partition written as "K=0,N=8,c=2,s=1": all four letters, any order.
-
-        Raises:
-            ConfigError: an unknown, repeated or missing letter, or a value that is no whole number.
-        """
+        """Read a partition written as "K=0,N=8,c=2,s=1": all four letters, in any order."""
         example = "write it like K=0,N=8,c=2,s=1"
-        values: dict[str, int] = {}
+        values: dict[str, Any] = {}
         for item in text.split(","):
             letter, equals, digits = (part.strip() for part in item.partition("="))
             if not equals:
@@ -168,20 +168,15 @@ class Partition:
             if letter not in _LETTERS:
                 known = ", ".join(_LETTERS)
                 raise ConfigError(f"partition letter {letter!r} is not one of {known}", example)
-            if letter in values:
+            if _LETTERS[letter] in values:
                 raise ConfigError(f"partition letter {letter} is given twice in {text!r}", example)
             if not (digits.isascii() and digits.isdigit() and len(digits) <= 9):
                 raise ConfigError(f"partition {letter}={digits} is not a whole number", example)
-            values[letter] = int(digits)
-        missing = [letter for letter in _LETTERS if letter not in values]
+            values[_LETTERS[letter]] = int(digits)
+        missing = [letter for letter, name in _LETTERS.items() if name not in values]
         if missing:
             raise ConfigError(f"partition {text!r} lacks {', '.join(missing)}", hint=example)
-        return cls(
-            num_reference=values["K"],
-            num_chunks=values["N"],
-            chunk_size=values["c"],
-            micro_steps=values["s"],
-        )
+        return cls(**values)
 
     @property
     def buffer_length(self) -> int:
@@ -237,14 +232,13 @@ class Partition:
         reference = num_reference_present
         if reference is None:
             reference = self.num_reference if full else 0
-        if not 0 <= micro_step <= self.micro_steps:
-            raise ConfigError(f"micro step {micro_step} is not in 0 .. {self.micro_steps}")
-        if not 1 <= present <= self.num_chunks:
-            raise ConfigError(f"{present} chunks present is not in 1 .. {self.num_chunks}")
-        if not 0 <= reference <= self.num_reference:
-            raise ConfigError(
-                f"{reference} reference frames present is not in 0 .. {self.num_reference}"
-            )
+        for name, value, least, most in (
+            ("micro step", micro_step, 0, self.micro_steps),
+            ("number of chunks present", present, 1, self.num_chunks),
+            ("number of reference frames present", reference, 0, self.num_reference),
+        ):
+            if not least <= value <= most:
+                raise ConfigError(f"{name} {value} is not in {least} .. {most}")
         if reference and not full:
             raise ConfigError(
                 f"{reference} reference frames present with {present} of {self.num_chunks} chunks; "
@@ -276,16 +270,10 @@ class Partition:
     ) -> Tensor:
         """Return the step of every latent frame present, float32 (frames,); 0 for references.
 
-        Args:
-            micro_step: 0 .. s-1.
-            num_chunks_present: as in `levels`.
-            num_reference_present: as in `levels`.
-
-        Paper: eq. 6.
+        Arguments as `levels`; the micro step is 0 .. s-1. Paper: eq. 6.
         """
+        self.level(0, micro_step)
         before = self.levels(micro_step, num_chunks_present, num_reference_present)
-        if micro_step == self.micro_steps:
-            raise ConfigError(f"micro step {micro_step} is the end of a cycle and has no step")
         after = self.levels(micro_step + 1, num_chunks_present, num_reference_present)
         table = self.gamma_table()
         return (table[list(after)] - table[list(before)]).float()
@@ -338,13 +326,10 @@ class ChunkMix:
     def __post_init__(self) -> None:
         if len(self.sizes) != len(self.probabilities):
             raise ConfigError(
-                f"{len(self.sizes)} chunk sizes with {len(self.probabilities)} probabilities; "
-                "each size needs one"
+                f"{len(self.sizes)} chunk sizes with {len(self.probabilities)} probabilities"
             )
         if any(type(size) is not int or size < 1 for size in self.sizes):
             raise ConfigError(f"chunk sizes {self.sizes} are not whole numbers of at least 1")
-        if len(set(self.sizes)) != len(self.sizes):
-            raise ConfigError(f"chunk sizes {self.sizes} name one size twice")
         total = math.fsum(self.probabilities)
         if not all(share > 0 for share in self.probabilities) or abs(total - 1) > 1e-9:
             raise ConfigError(
@@ -390,7 +375,7 @@ def training_tau(
         tau, float32 (B,).
 
     Raises:
-        ConfigError: sizes that do not divide, or draws of another number than N or outside [0, 1).
+        ConfigError: sizes that do not divide, or draws of another number or outside [0, 1).
 
     Paper: eq. 8 and eq. 9.
     """
@@ -408,16 +393,11 @@ def training_tau(
 
 def _count_chunks(buffer_length: int, chunk_size: int, num_reference: int) -> int:
     """Return N of B = K + N*c."""
-    if chunk_size < 1 or num_reference < 0:
-        raise ConfigError(
-            f"chunk size {chunk_size} with {num_reference} reference frames; "
-            "at least 1 and at least 0 are needed"
-        )
     frames = buffer_length - num_reference
-    if frames < chunk_size:
+    if num_reference < 0 or not 1 <= chunk_size <= frames:
         raise ConfigError(
-            f"buffer length {buffer_length} does not hold {num_reference} reference frames "
-            f"and one chunk of {chunk_size}"
+            f"buffer length {buffer_length} cannot hold {num_reference} reference frames "
+            f"and a chunk of {chunk_size}"
         )
     if frames % chunk_size:
         less = f" less {num_reference} reference frames" if num_reference else ""
