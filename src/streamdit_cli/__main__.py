@@ -15,7 +15,7 @@ def run() -> None:
     need the cores between two parallel regions. It must be set before torch is imported.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from .app import ExitCode, main
+    from streamdit_cli.app import ExitCode, main
 
     code = main()
     if code == ExitCode.PIPE_CLOSED and sys.stdout is not None:

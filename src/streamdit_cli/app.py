@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from .errors import (
+from streamdit_cli.errors import (
     DownloadError,
     InputError,
     MissingWeights,
@@ -213,7 +213,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _report(error: BaseException, *, debug: bool) -> int:
     """Say in one line what ended the run, and return the exit code for it."""
-    from . import console
+    from streamdit_cli import console
 
     code, message, hint = _explain(error)
     if message:
