@@ -200,9 +200,7 @@ class Partition:
     def level(self, chunk: int, micro_step: int) -> int:
         """Return the level k of a chunk at the start of a micro step, 0 .. T-1.
 
-        Args:
-            chunk: 0 = oldest .. N-1 = newest.
-            micro_step: 0 .. s-1.
+        The chunk is 0 = oldest .. N-1 = newest, the micro step 0 .. s-1.
         """
         if not 0 <= chunk < self.num_chunks:
             raise ConfigError(f"chunk {chunk} is not in 0 .. {self.num_chunks - 1}")
@@ -281,20 +279,15 @@ class Partition:
     def rows(self) -> list[PartitionRow]:
         """Describe a full buffer over one cycle, oldest first: one row for each chunk.
 
-        The references, where there are any, make the first row.
+        References, if any, make the first row.
         """
         table = self.gamma_table().tolist()
         size, steps = self.chunk_size, range(self.micro_steps)
         rows = []
         if self.num_reference:
-            rows.append(
-                PartitionRow(
-                    chunk=None,
-                    frames=tuple(range(self.num_reference)),
-                    levels=(self.total_steps,) * len(steps),
-                    tau=(1.0,) * len(steps),
-                )
-            )
+            frames = tuple(range(self.num_reference))
+            levels, tau = (self.total_steps,) * len(steps), (1.0,) * len(steps)
+            rows.append(PartitionRow(chunk=None, frames=frames, levels=levels, tau=tau))
         for chunk in range(self.num_chunks):
             first = self.num_reference + chunk * size
             levels = tuple(self.level(chunk, step) for step in steps)
@@ -368,8 +361,7 @@ def training_tau(
         buffer_length: B, latent frames.
         chunk_size: c, latent frames.
         num_reference: K; their tau is 1.
-        gamma: as in `Partition`.
-        gamma_parameter: as in `Partition`.
+        gamma: as in `Partition`, like `gamma_parameter`.
 
     Returns:
         tau, float32 (B,).
