@@ -1,7 +1,7 @@
 """Find a model by preset name or path, read TOML, and apply `--set`.
 
-A preset is `presets/NAME.toml` beside a folder of weights. Everything read here comes from outside:
-each fault is one line that names the file, and nothing in a file can name a path outside its folder.
+A preset is `presets/NAME.toml` beside a folder of weights. All that is read here comes from
+outside: each fault is one line that names the file, and no file can name a path outside its folder.
 """
 
 from __future__ import annotations
