@@ -454,8 +454,8 @@ class StreamDiT(nn.Module):
         Returns:
             Velocity pointing toward data, shape and dtype of the latents.
         """
-        x = self.patch_embedding(self._patches(latents))  # (b, f, s, d)
         position = self._positions(slots.to(latents.device))  # (f, s, d)
+        x = self.patch_embedding(self._patches(latents)).to(position.dtype)  # (b, f, s, d)
         time = self._time(tau)  # (b, f, d)
         modulation = self.modulation(time).unflatten(-1, (MODULATIONS, -1))  # (b, f, 6, d)
         layers = self._layers(slots, x.shape[2], latents.device, present)
