@@ -36,6 +36,7 @@ __all__ = [
     "pose",
     "render",
     "render_batch",
+    "signed_distance",
     "switch",
 ]
 
@@ -263,7 +264,7 @@ def coverage(
     if bool((angle != 0).any()):
         cosine, sine = torch.cos(angle).float(), torch.sin(angle).float()
         u, v = cosine * u + sine * v, cosine * v - sine * u
-    distance = _distance(shape, u, v)
+    distance = signed_distance(shape, u, v)
     if dot:
         distance = torch.maximum(distance, DOT_RADIUS - torch.hypot(u, v + DOT_DISTANCE))
     pixels = (radius * (resolution / 2)).float()
@@ -322,7 +323,7 @@ def _render_into(video: Tensor, clip: Clip, first_frame: int) -> None:
         part.copy_(torch.addcmul(background + 0.5, share[..., None], change))
 
 
-def _distance(shape: str, u: Tensor, v: Tensor) -> Tensor:
+def signed_distance(shape: str, u: Tensor, v: Tensor) -> Tensor:
     """Give the signed distance to the upright shape of radius 1, exact near its edges."""
     match shape:
         case "circle":
