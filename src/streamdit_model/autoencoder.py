@@ -188,6 +188,28 @@ class Autoencoder(nn.Module):
                 widths = coarse_to_fine[stage], coarse_to_fine[stage + 1]
                 self.decoder.append(Upsample(*widths, splits_frames=stage < 2))
         self.decoder_out = nn.Conv2d(coarse_to_fine[-1], patch_channels, 3, padding=1)
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Draw the weights; also after `to_empty`, when the model was built on the meta device.
+
+        Convolutions are normal with variance 1/inputs, so that the signal keeps its size; the last
+        one of every memory block is zero, so that each block begins as the identity; biases are
+        zero; the latent norm does nothing.
+        """
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                inputs = module.weight[0].numel()
+                nn.init.normal_(module.weight, std=inputs**-0.5)
+                assert module.bias is not None
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, LatentNorm):
+                nn.init.zeros_(module.mean)
+                nn.init.ones_(module.deviation)
+        for module in self.modules():
+            if isinstance(module, MemoryBlock):
+                nn.init.zeros_(module.out.weight)
 
     @staticmethod
     def latent_shape(video_frames: int, height: int, width: int) -> tuple[int, int, int]:
