@@ -1,0 +1,171 @@
+"""Where a video goes: a file, a FIFO, a device or standard output, taken before a model is loaded.
+
+The words of an output (its container, codec or pipe format) are checked here, and the place is
+reserved, so that no other process can take it and nothing else reaches a pipe.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+from streamdit_cli.errors import InputError, UsageError
+from streamdit_cli.part import PartFile, check_free
+from streamdit_cli.pipe import Pipe, is_direct, open_direct, open_stdout
+from streamdit_cli.video import VideoEncoder, probe
+from streamdit_cli.writer import Writer
+
+__all__ = [
+    "CODECS",
+    "CONTAINERS",
+    "PIPE_FORMATS",
+    "Output",
+    "check_output",
+    "open_writer",
+    "reserve",
+]
+
+PIPE_FORMATS = ("y4m", "nut", "rgb24")
+CODECS = ("libx264", "ffv1")
+# Suffix of a file -> the codecs it can hold here, the default first.
+CONTAINERS = {".mp4": ("libx264",), ".mov": ("libx264",), ".mkv": ("libx264", "ffv1")}
+
+
+@dataclass
+class Output:
+    """A place for video that is taken before any model is loaded: `reserve` makes it."""
+
+    name: str
+    kind: str
+    codec: str
+    target: PartFile | Pipe
+
+    @property
+    def replaced(self) -> str:
+        """What an unfinished file of an earlier run held that this one replaces; else empty."""
+        return self.target.replaced if isinstance(self.target, PartFile) else ""
+
+    def start(self, *, width: int, height: int, fps: float, metadata: dict[str, str]) -> Writer:
+        """Begin the video.
+
+        Args:
+            width, height: pixels, both even.
+            fps: frames a second.
+            metadata: what the file says about itself; `prompt` becomes its title.
+        """
+        if width % 2 or height % 2:
+            raise UsageError(f"{width}x{height} is not even in both directions, as video must be")
+        rate = Fraction(fps).limit_denominator(1001)
+        encoder = VideoEncoder(
+            self.target,
+            self.kind,
+            self.codec,
+            width=width,
+            height=height,
+            fps=rate,
+            metadata=metadata,
+        )
+        return Writer(encoder, self.target, rate)
+
+    def release(self) -> None:
+        """Let go of the place when no video was begun."""
+        if isinstance(self.target, PartFile):
+            self.target.discard()
+        else:
+            self.target.close()
+
+
+def _kind_and_codec(output: str, codec: str | None, pipe_format: str) -> tuple[str, str]:
+    """Check the words of an output: its container and codec, or its pipe format.
+
+    Raises:
+        UsageError: a container, codec or pipe format that is not known, or does not fit.
+    """
+    if pipe_format not in PIPE_FORMATS:
+        allowed = ", ".join(PIPE_FORMATS)
+        raise UsageError(f"pipe format {pipe_format!r} is not known; allowed: {allowed}")
+    if codec is not None and codec not in CODECS:
+        raise UsageError(f"codec {codec!r} is not known; allowed: {', '.join(CODECS)}")
+    if output == "-" or is_direct(Path(output)):
+        if codec is not None:
+            raise UsageError(f"codec {codec} needs a file; a pipe takes raw frames")
+        return pipe_format, "raw"
+    suffix = Path(output).suffix.lower()
+    if suffix not in CONTAINERS:
+        allowed = ", ".join(CONTAINERS)
+        hint = "other containers: streamdit generate ... -o - | ffmpeg -i - OUTPUT"
+        raise UsageError(f"{output!r} has no known container; allowed: {allowed}", hint=hint)
+    codecs = CONTAINERS[suffix]
+    if codec is not None and codec not in codecs:
+        hint = "ffv1 needs .mkv"
+        raise UsageError(f"codec {codec} does not go into {suffix}", hint=hint)
+    return suffix, codec or codecs[0]
+
+
+def check_output(
+    output: str, *, codec: str | None = None, pipe_format: str = "y4m", overwrite: bool = False
+) -> None:
+    """Check everything about an output that can be known without creating it.
+
+    Raises:
+        UsageError: an unknown container, codec or pipe format.
+        OutputError: the file exists or is unfinished, or its folder is missing.
+    """
+    kind, _ = _kind_and_codec(output, codec, pipe_format)
+    if kind in CONTAINERS:
+        check_free(Path(output), overwrite=overwrite, describe=_describe_leftover)
+
+
+def reserve(
+    output: str, *, codec: str | None = None, pipe_format: str = "y4m", overwrite: bool = False
+) -> Output:
+    """Take an output, so that no other process can and nothing else reaches a pipe.
+
+    Args:
+        output: a file ending in .mp4, .mov or .mkv; a FIFO or device; or `-`, standard output.
+        codec: `libx264` or `ffv1` (lossless, .mkv); None takes what fits the file.
+        pipe_format: `y4m`, `nut` or `rgb24`, for everything that is not a file.
+        overwrite: replace an existing file when the new one is complete.
+
+    Raises:
+        UsageError: an unknown container, codec or pipe format, or a terminal.
+        OutputError: the file exists, is unfinished, is written by another process, or cannot be.
+        BrokenPipeError: standard output is closed.
+    """
+    kind, codec_name = _kind_and_codec(output, codec, pipe_format)
+    if output == "-":
+        return Output("standard output", kind, codec_name, open_stdout())
+    path = Path(output)
+    if is_direct(path):
+        return Output(output, kind, codec_name, open_direct(path))
+    part = PartFile(path, overwrite=overwrite, describe=_describe_leftover)
+    return Output(output, kind, codec_name, part)
+
+
+def open_writer(
+    output: str,
+    *,
+    width: int,
+    height: int,
+    fps: float,
+    codec: str | None = None,
+    pipe_format: str = "y4m",
+    overwrite: bool = False,
+    metadata: dict[str, str] | None = None,
+) -> Writer:
+    """Take an output and begin a video in it; see `reserve` and `Output.start`."""
+    place = reserve(output, codec=codec, pipe_format=pipe_format, overwrite=overwrite)
+    try:
+        return place.start(width=width, height=height, fps=fps, metadata=metadata or {})
+    except BaseException:
+        place.release()
+        raise
+
+
+def _describe_leftover(path: Path) -> str:
+    """Say how much video an unfinished file holds."""
+    try:
+        return f"{probe(path).seconds:.1f} s of video"
+    except InputError:
+        return "no video yet"

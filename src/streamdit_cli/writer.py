@@ -1,0 +1,167 @@
+"""The encoder's thread: frames go in behind a short queue, a finished video comes out.
+
+A slow reader slows the model down, and memory stays, because the queue holds one chunk. This file
+knows how a video ends in every case; it knows neither containers (`video.py`) nor names and locks
+(`part.py`).
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from fractions import Fraction
+from typing import TYPE_CHECKING, Protocol
+
+from streamdit_cli.errors import OutputError
+from streamdit_cli.part import PartFile
+from streamdit_cli.pipe import GaveUp, Pipe
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["Encoder", "Writer"]
+
+# Seconds that ending may take after a second signal.
+ABORT_SECONDS = 1.0
+
+
+class Encoder(Protocol):
+    """One growing video: frames in, bytes to its target."""
+
+    def encode(self, frame: Tensor) -> None:
+        """Encode one uint8 frame `(height, width, 3)`; OSError or GaveUp from the target."""
+
+    def finish(self, *, flush: bool) -> None:
+        """End the video, with the frames the encoder still holds if `flush`."""
+
+    def salvage(self) -> float:
+        """Keep what is whole of a video that could not be ended; returns its seconds."""
+        ...
+
+
+class Writer:
+    """Writes frames to a file, a FIFO, a device or standard output, in a thread of its own.
+
+    Every ordered end goes through `close` (all frames) or `abort` (the frames encoded so far); both
+    leave a file under its final name. What stopped the thread is raised by the next call.
+    """
+
+    def __init__(self, encoder: Encoder, target: PartFile | Pipe, fps: Fraction) -> None:
+        self.name = str(target.final) if isinstance(target, PartFile) else target.name
+        self.frames_written = 0
+        self._encoder = encoder
+        self._target = target
+        self._fps = fps
+        self._failure: BaseException | None = None
+        self._kept = ""
+        self._is_aborted = threading.Event()
+        self._is_closed = False
+        self._queue: queue.Queue[Tensor | None] = queue.Queue(maxsize=1)
+        self._thread = threading.Thread(target=self._run, name="encoder", daemon=True)
+        self._thread.start()
+
+    @property
+    def seconds_written(self) -> float:
+        """Seconds of video handed to the file or the reader so far."""
+        return float(self.frames_written / self._fps)
+
+    def write(self, frames: Tensor) -> None:
+        """Hand over frames, uint8 `(frames, height, width, 3)`; waits while the queue is full.
+
+        Raises:
+            OutputError: the disk is full or the device failed; names what was kept.
+            BrokenPipeError: the reader has closed its end.
+        """
+        self._raise()
+        self._queue.put(frames)
+        self._raise()
+
+    def hurry(self, seconds: float) -> None:
+        """Give a pipe whose reader has stopped these seconds; a file needs no hurry."""
+        if isinstance(self._target, Pipe):
+            self._target.hurry(seconds)
+
+    def close(self) -> None:
+        """Write all frames, end the video and give a file its name; a second call does nothing.
+
+        Raises:
+            OutputError: the disk is full, the device failed, or the name was taken meanwhile.
+            BrokenPipeError: the reader has closed its end.
+        """
+        if not self._is_closed:
+            self._queue.put(None)
+            self._thread.join()
+            self._is_closed = True
+            self._raise()
+
+    def abort(self) -> None:
+        """End the video at once with the frames encoded so far; raises nothing."""
+        self._is_aborted.set()
+        self.hurry(0.0)
+        if not self._is_closed and self._thread.is_alive():
+            try:
+                self._queue.put(None, timeout=ABORT_SECONDS)
+            except queue.Full:
+                return
+            self._thread.join(ABORT_SECONDS)
+        self._is_closed = True
+
+    def _run(self) -> None:
+        """The thread: encode until the end or a failure, end the video, then only drain."""
+        failure: BaseException | None = None
+        is_ended = False
+        try:
+            while not is_ended:
+                frames = self._queue.get()
+                is_ended = frames is None
+                if frames is not None:
+                    self._encode(frames)
+            self._encoder.finish(flush=not self._is_aborted.is_set())
+        except Exception as error:  # raised again by the owner's next call
+            failure = error
+        try:
+            self._let_go(failure)
+        except Exception as error:
+            failure = failure or error
+        self._failure = failure
+        while not is_ended:
+            is_ended = self._queue.get() is None
+
+    def _encode(self, frames: Tensor) -> None:
+        for frame in frames:
+            if self._is_aborted.is_set():
+                return
+            if isinstance(self._target, Pipe) and self._target.is_late:
+                raise GaveUp
+            self._encoder.encode(frame)
+            self.frames_written += 1
+
+    def _let_go(self, failure: BaseException | None) -> None:
+        """Give a file its name, or keep what is whole of it; close a pipe."""
+        target = self._target
+        if isinstance(target, Pipe):
+            target.close()
+            self._kept = f"{self.seconds_written:.1f} s were written"
+        elif failure is None and self.frames_written > 0:
+            target.finish()
+        elif failure is None:
+            target.discard()
+        else:
+            seconds = self._encoder.salvage()
+            if seconds > 0:
+                target.keep()
+                self._kept = f"{seconds:.1f} s are kept in {target.path}"
+            else:
+                target.discard()
+                self._kept = "nothing was kept"
+
+    def _raise(self) -> None:
+        """Raise what stopped the thread, in the words of the command line."""
+        failure = self._failure
+        if failure is None or isinstance(failure, GaveUp):
+            return
+        if isinstance(failure, OSError) and not isinstance(failure, BrokenPipeError):
+            reason = failure.strerror or failure
+            hint = "make room or choose another place with -o"
+            raise OutputError(f"{self.name}: {reason}; {self._kept}", hint) from failure
+        raise failure
