@@ -6,38 +6,36 @@ tokens; the projection that makes them is shared by all blocks, and each block a
 table. Positions are slots of the full buffer, also while it grows.
 
 The residual stream is (batch, frames, tokens of a frame, width), so that modulation per frame and
-full attention are views; windows cost one permutation in and one out (`window_attention.py`).
+full attention are views. The blocks are in `blocks.py`, windows in `window_attention.py`.
 
 Time: tau is 0 for noise and 1 for data; the velocity points toward data.
 
 Paper: section 4.1 and figure 3. What the paper does not give is in paper.md section 2.
 """
 
-# Shape suffixes: b batch, f latent frames, s tokens of one frame, t all tokens, d width, m heads,
-# k head width, l text tokens, p prompts, r rows of cross-attention (b, or b * f).
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from streamdit_model.blocks import (
+    MODULATIONS,
+    Block,
+    BlockText,
+    PromptRows,
+    ScaledNorm,
+    modulate,
+    rms_norm,
+)
 from streamdit_model.errors import ConfigError
 from streamdit_model.text import TextCondition
-from streamdit_model.window_attention import (
-    WindowPlan,
-    full_plan,
-    key_masks,
-    plan_windows,
-    window_attention,
-)
+from streamdit_model.window_attention import WindowPlan, full_plan, key_masks, plan_windows
 
 __all__ = ["FrameText", "StreamDiT", "TextKeys", "TransformerConfig", "paper_4b"]
-
-MODULATIONS = 6  # shift, scale and gate of the self-attention and of the MLP
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -212,38 +210,6 @@ class FrameText:
             raise ConfigError("a second prompt and its weight must be given together")
 
 
-class PromptRows(NamedTuple):
-    """Keys, values and mask of one block, one row per sample or per latent frame.
-
-    Shapes: (rows, heads, length, head width) twice, and (rows, 1, 1, length) bool or None.
-    """
-
-    key: Tensor
-    value: Tensor
-    mask: Tensor | None
-
-
-class BlockText(NamedTuple):
-    """What one block's cross-attention reads: a prompt, or two and the share of the second.
-
-    `weight` is (batch, frames, 1, 1).
-    """
-
-    first: PromptRows
-    second: PromptRows | None
-    weight: Tensor | None
-
-
-def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Shift and scale normed tokens (batch, frames, tokens, width) by (batch, frames, 1, width)."""
-    return x * (1 + scale) + shift
-
-
-def rms_norm(x: Tensor) -> Tensor:
-    """Norm the last axis to a root mean square of 1, without learned scale."""
-    return F.rms_norm(x, x.shape[-1:])
-
-
 def sinusoid(positions: Tensor, width: int) -> Tensor:
     """Embed positions as cosines and sines of `width / 2` frequencies from 1 to 1/10,000.
 
@@ -257,113 +223,6 @@ def sinusoid(positions: Tensor, width: int) -> Tensor:
     steps = torch.arange(width // 2, device=positions.device, dtype=torch.float32)
     angles = positions.unsqueeze(-1) * torch.exp(steps * (-math.log(10_000.0) / (width // 2)))
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
-
-
-class SelfAttention(nn.Module):
-    """Attention of every token to its own window, with normed queries and keys."""
-
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        self.heads = (config.num_heads, config.head_width)
-        self.qkv = nn.Linear(config.width, 3 * config.width, bias=False)
-        self.query_norm = nn.RMSNorm(config.head_width)
-        self.key_norm = nn.RMSNorm(config.head_width)
-        self.output = nn.Linear(config.width, config.width, bias=False)
-
-    def forward(self, x_bfsd: Tensor, plan: WindowPlan, masks: tuple[Tensor, ...] | None) -> Tensor:
-        """Map the residual layout to itself."""
-        x_btd = x_bfsd.flatten(1, 2)
-        if plan.order is not None:
-            x_btd = x_btd.index_select(1, plan.order)
-        query, key, value = self.qkv(x_btd).unflatten(-1, (3, *self.heads)).unbind(2)
-        query, key = self.query_norm(query), self.key_norm(key)
-        attended = window_attention(query, key.to(value.dtype), value, plan.groups, masks)
-        if plan.inverse is not None:
-            attended = attended.index_select(1, plan.inverse)
-        return self.output(attended).view(x_bfsd.shape)
-
-
-class CrossAttention(nn.Module):
-    """Attention of every token to the text of its sample or of its latent frame."""
-
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        self.heads = (config.num_heads, config.head_width)
-        self.query = nn.Linear(config.width, config.width, bias=False)
-        self.key_value = nn.Linear(config.width, 2 * config.width, bias=False)
-        self.query_norm = nn.RMSNorm(config.head_width)
-        self.key_norm = nn.RMSNorm(config.head_width)
-        self.output = nn.Linear(config.width, config.width, bias=False)
-
-    def keys_values(self, tokens_pld: Tensor) -> tuple[Tensor, Tensor]:
-        """Map projected text tokens to keys and values, (prompts, heads, length, head width)."""
-        key, value = self.key_value(tokens_pld).unflatten(-1, (2, *self.heads)).unbind(2)
-        key = self.key_norm(key).to(value.dtype)
-        return key.transpose(1, 2).contiguous(), value.transpose(1, 2).contiguous()
-
-    def forward(self, x_bfsd: Tensor, text: BlockText) -> Tensor:
-        """Map the residual layout to itself."""
-        query = self.query_norm(self.query(x_bfsd).unflatten(-1, self.heads))
-        attended = self._attend(query, text.first)
-        if text.second is not None:
-            second = self._attend(query, text.second)
-            attended = (1 - text.weight) * attended + text.weight * second
-        return self.output(attended)
-
-    @staticmethod
-    def _attend(query_bfsmk: Tensor, rows: PromptRows) -> Tensor:
-        num_rows, heads, _, head_width = rows.key.shape
-        query = query_bfsmk.reshape(num_rows, -1, heads, head_width).transpose(1, 2)
-        attended = F.scaled_dot_product_attention(
-            query.to(rows.value.dtype), rows.key, rows.value, attn_mask=rows.mask
-        )
-        return attended.transpose(1, 2).reshape(*query_bfsmk.shape[:3], heads * head_width)
-
-
-class SwiGLU(nn.Module):
-    """A gated MLP."""
-
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        self.gate_up = nn.Linear(config.width, 2 * config.mlp_width, bias=False)
-        self.down = nn.Linear(config.mlp_width, config.width, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (..., width) to itself."""
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up)
-
-
-class Block(nn.Module):
-    """One adaLN block.
-
-    Paper: figure 3. Choice: norms without learned scale, since a modulation or a projection follows
-    each; cross-attention has neither modulation nor gate, as figure 3 draws none.
-    """
-
-    def __init__(self, config: TransformerConfig) -> None:
-        super().__init__()
-        self.table = nn.Parameter(torch.empty(MODULATIONS, config.width))
-        self.attention = SelfAttention(config)
-        self.cross_attention = CrossAttention(config)
-        self.mlp = SwiGLU(config)
-
-    def forward(
-        self,
-        x_bfsd: Tensor,
-        modulation_bf6d: Tensor,
-        position_fsd: Tensor,
-        text: BlockText,
-        plan: WindowPlan,
-        masks: tuple[Tensor, ...] | None,
-    ) -> Tensor:
-        """Map the residual stream to itself; `masks` hide absent frames as keys."""
-        modulation = (modulation_bf6d + self.table).unsqueeze(3)  # (b, f, 6, 1, d)
-        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = modulation.unbind(2)
-        x = x_bfsd + position_fsd
-        x = x + gate * self.attention(modulate(rms_norm(x), shift, scale), plan, masks)
-        x = x + self.cross_attention(rms_norm(x), text)
-        return x + mlp_gate * self.mlp(modulate(rms_norm(x), mlp_shift, mlp_scale))
 
 
 class StreamDiT(nn.Module):
@@ -384,12 +243,14 @@ class StreamDiT(nn.Module):
         )
         self.modulation = nn.Linear(width, MODULATIONS * width)
         self.text_embedding = nn.Sequential(
-            nn.Linear(config.text_width, width, bias=False), nn.RMSNorm(width)
+            nn.Linear(config.text_width, width, bias=False), ScaledNorm(width)
         )
         self.frame_position = nn.Parameter(torch.empty(frames, width))
         self.row_position = nn.Parameter(torch.empty(height, width))
         self.column_position = nn.Parameter(torch.empty(columns, width))
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(
+            Block(width, config.num_heads, config.mlp_width) for _ in range(config.depth)
+        )
         self.head_modulation = nn.Linear(width, 2 * width)
         self.head = nn.Linear(width, config.patch_values)
         self.init_weights()
@@ -412,7 +273,7 @@ class StreamDiT(nn.Module):
                 nn.init.normal_(module.weight, std=deviation, generator=generator)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.RMSNorm):
+            elif isinstance(module, ScaledNorm):
                 nn.init.ones_(module.weight)
             elif isinstance(module, Block):
                 nn.init.zeros_(module.table)
@@ -523,10 +384,10 @@ def _block_texts(text: FrameText) -> list[BlockText]:
     """Gather the prompts of every block, one row per sample or per latent frame."""
     first = _prompt_rows(text.keys, text.first)
     if text.second is None or text.weight is None:
-        return [BlockText(rows, None, None) for rows in first]
+        return [BlockText(rows, None) for rows in first]
     second = _prompt_rows(text.keys, text.second)
     weight = text.weight[:, :, None, None].to(text.keys.values[0].dtype)
-    return [BlockText(*rows, weight) for rows in zip(first, second, strict=True)]
+    return [BlockText(one, (two, weight)) for one, two in zip(first, second, strict=True)]
 
 
 def _prompt_rows(keys: TextKeys, index: Tensor) -> list[PromptRows]:

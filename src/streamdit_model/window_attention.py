@@ -21,8 +21,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["WindowPlan", "axis_windows", "full_plan", "key_masks", "plan_windows"]
-__all__ += ["window_attention"]
+__all__ = [
+    "WindowPlan",
+    "attend",
+    "axis_windows",
+    "full_plan",
+    "key_masks",
+    "plan_windows",
+    "window_attention",
+]
+
+WRITTEN_OUT_KEYS = 512  # longest rows of attention that training on a CPU keeps in memory
 
 
 @dataclass(frozen=True)
@@ -139,6 +148,32 @@ def key_masks(plan: WindowPlan, present: Tensor) -> tuple[Tensor, ...]:
     return tuple(masks)
 
 
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """Attend from queries to keys: scaled dot products, softmax, mean of the values.
+
+    Args:
+        query: (rows, heads, queries, head width).
+        key: (rows, heads, keys, head width).
+        value: same shape as the keys.
+        mask: broadcast to (rows, heads, queries, keys) bool, True lets a query see a key; or None.
+
+    Returns:
+        (rows, heads, queries, head width), dtype of the values.
+
+    Choice: training short rows on a CPU writes the three steps out, as the backward pass of the
+    fused CPU kernel takes two to five times as long there in bfloat16; all else is one call.
+    """
+    query, key = query.to(value.dtype), key.to(value.dtype)
+    training = torch.is_grad_enabled() and query.device.type == "cpu"
+    if not training or key.shape[-2] > WRITTEN_OUT_KEYS:
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    shares = scores.softmax(dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32))
+    return shares.to(value.dtype) @ value
+
+
 def window_attention(
     query_btmk: Tensor,
     key_btmk: Tensor,
@@ -168,7 +203,7 @@ def window_attention(
             for x in (query_btmk, key_btmk, value_btmk)
         )
         mask = None if masks is None else masks[number]
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        attended = attend(query, key, value, mask)
         results.append(attended.transpose(1, 2).reshape(batch, count * size, heads * head_width))
         start = stop
     return results[0] if len(results) == 1 else torch.cat(results, dim=1)
