@@ -1,0 +1,72 @@
+"""Several streams side by side, in latents only: what evaluation measures in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from streamdit_model.errors import ConfigError
+from streamdit_model.flow_matching import keyed_noise
+from streamdit_model.sampling import cycle, warm_up
+from streamdit_model.stream_stages import PromptKeys, encode_now, guided_velocity, new_buffer
+from streamdit_model.transformer import FrameText
+from streamdit_model.weights import Model
+
+__all__ = ["stream_latents"]
+
+
+@torch.inference_mode()
+def stream_latents(
+    model: Model,
+    prompts: Sequence[str | None],
+    seeds: Sequence[int],
+    num_chunks: int,
+    *,
+    start: str | None = None,
+    guidance_scale: float | None = None,
+    negative_prompt: str | None = None,
+) -> Iterator[Tensor]:
+    """Run several streams side by side and yield their latents, for evaluation.
+
+    Args:
+        model: from `load`.
+        prompts: one of each stream; None is no prompt.
+        seeds: one of each stream.
+        num_chunks: chunks to make, at least 1.
+        start: as in `Stream`.
+        guidance_scale: as in `Stream`.
+        negative_prompt: as in `Stream`.
+
+    Yields:
+        Clean latents, float32 (batch, channels, c, height, width); those of a stream agree with
+        that stream alone within the tolerance of batched arithmetic.
+
+    Raises:
+        ConfigError: numbers of prompts and seeds that differ, or as in `Stream`.
+    """
+    if len(prompts) != len(seeds) or not prompts or num_chunks < 1:
+        raise ConfigError(
+            f"{len(prompts)} prompts, {len(seeds)} seeds and {num_chunks} chunks; as many seeds "
+            "as prompts are needed, and at least 1 of each"
+        )
+    velocity = guided_velocity(
+        model, guidance_scale=guidance_scale, negative_prompt=negative_prompt
+    )
+    keys = PromptKeys(model, encode_now, size=len(prompts))
+    distinct = tuple(dict.fromkeys(prompts))
+    index = [distinct.index(prompt) for prompt in prompts]
+    seen = FrameText(keys.join(distinct), torch.tensor(index, device=model.device))
+    buffer = new_buffer(model, batch=len(prompts))
+    _, channels, _, height, width = buffer.latents.shape
+    noise = keyed_noise(seeds, channels, height, width, device=model.device)
+
+    def text(first_frame: int, num_frames: int, micro_step: int) -> FrameText:
+        return seen
+
+    config = model.config
+    start = config.start if start is None else start
+    warm_up(buffer, velocity, noise, text, start=start, stepper=config.stepper)
+    for _ in range(num_chunks):
+        yield cycle(buffer, velocity, noise, text, stepper=config.stepper)

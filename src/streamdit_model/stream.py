@@ -1,0 +1,318 @@
+"""A stream: prompts, sampler and decoder joined to an iterator of video chunks.
+
+Denoising, decoding and prompt encoding run in threads of their own, or one after another in the
+reader's (`synchronous`), with the same frames. Only so many chunks are made ahead of the reader: a
+slow reader slows the model down, and memory does not grow. What was made before an error is
+delivered before the error.
+
+Paper: section 8 and Fig. 11. Choice: the end of a stream, where the paper is silent: the last
+chunk is cut to the frame, so frames [0, t) never depend on the length asked for.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+from torch import Tensor
+
+from streamdit_model.autoencoder import TIME_FACTOR
+from streamdit_model.errors import ConfigError
+from streamdit_model.prompt_timeline import PromptEvent, PromptTimeline
+from streamdit_model.stream_stages import (
+    Cut,
+    Decoder,
+    Denoiser,
+    PromptKeys,
+    VideoChunk,
+    guided_velocity,
+)
+from streamdit_model.stream_state import (
+    StreamState,
+    model_fingerprint,
+    require_same_origin,
+    save_state,
+    stream_plan,
+)
+from streamdit_model.stream_threads import InlineRun, ThreadedRun
+from streamdit_model.weights import Model
+
+__all__ = ["Stream", "VideoChunk"]
+
+
+class Stream:
+    """An endless or finite video, made chunk by chunk while it is read.
+
+    Iterate over it, in one thread. It is a context manager; `close` ends it early.
+
+    Args:
+        model: from `load`.
+        prompts: the words, or events in time, or None for no prompt.
+        seed: of all noise, 0 .. 2**64 - 1.
+        num_frames: video frames to make, at least 1; None is endless.
+        start: "ramp" or "clip"; None is the model's own.
+        guidance_scale: 1 is no guidance; None is the model's own.
+        negative_prompt: the null text of guidance; None is the empty prompt.
+        synchronous: do everything in the reader's thread.
+        chunks_ahead: chunks made, or in the making, that the reader has not taken yet, at least 1.
+
+    Raises:
+        ConfigError: a value out of range, guidance for a distilled model, or a prompt that is not
+            Unicode text.
+
+    Attributes:
+        plan: what decides about the bits beside seed, prompts and model; fixed for the stream.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        prompts: str | Sequence[PromptEvent] | None = None,
+        *,
+        seed: int,
+        num_frames: int | None = None,
+        start: str | None = None,
+        guidance_scale: float | None = None,
+        negative_prompt: str | None = None,
+        synchronous: bool = False,
+        chunks_ahead: int = 2,
+    ) -> None:
+        if prompts is None or isinstance(prompts, str):
+            prompts = () if prompts is None else (PromptEvent(prompts),)
+        for event in prompts:
+            model.text_encoder.prompt_bytes(event.prompt or "")
+        self._settings: dict[str, Any] = {
+            "seed": seed,
+            "num_frames": num_frames,
+            "start": model.config.start if start is None else start,
+            "guidance_scale": guidance_scale,
+            "negative_prompt": negative_prompt,
+        }
+        timeline = PromptTimeline(prompts, chunk_seconds=_chunk_frames(model) / model.config.fps)
+        self._open(model, timeline, None, synchronous, chunks_ahead)
+
+    @classmethod
+    def resume(
+        cls,
+        model: Model,
+        state: StreamState,
+        *,
+        num_frames: int | Literal["same"] | None = "same",
+        synchronous: bool = False,
+        chunks_ahead: int = 2,
+        exact: bool = True,
+    ) -> Stream:
+        """Return the stream that goes on from a state, with the same frames as if never stopped.
+
+        Args:
+            model: the same as before.
+            state: of `state` or `load_state`.
+            num_frames: length of the whole stream from its start; None is endless.
+            synchronous: as in the class.
+            chunks_ahead: as in the class.
+            exact: refuse another plan; False goes on with a logged warning.
+
+        Raises:
+            WeightsError: the state is of another model.
+            ConfigError: the plan is another one, so that frames would not be the same.
+        """
+        record = state[1]
+        require_same_origin(model, record, exact=exact)
+        settings = dict(record["settings"])
+        if num_frames != "same":
+            settings["num_frames"] = num_frames
+        stream = cls.__new__(cls)
+        stream._settings = settings
+        seconds = _chunk_frames(model) / model.config.fps
+        timeline = PromptTimeline.from_record(record["timeline"], chunk_seconds=seconds)
+        stream._open(model, timeline, state, synchronous, chunks_ahead)
+        return stream
+
+    def _open(
+        self,
+        model: Model,
+        timeline: PromptTimeline,
+        state: StreamState | None,
+        synchronous: bool,
+        chunks_ahead: int,
+    ) -> None:
+        """Join the stages, from the start or from the cut of a state."""
+        seed, start = self._settings["seed"], self._settings["start"]
+        num_frames = self._settings["num_frames"]
+        if start not in ("ramp", "clip"):
+            raise ConfigError(f"start {start!r} is unknown; ramp and clip are known")
+        if num_frames is not None and num_frames < 1:
+            raise ConfigError(f"number of frames {num_frames} is not at least 1")
+        if chunks_ahead < 1:
+            raise ConfigError(f"chunks ahead {chunks_ahead} is not at least 1")
+        self.plan = stream_plan(model, start=start, stepper=model.config.stepper)
+        self._model, self._timeline = model, timeline
+        self._cut: Cut | None = None
+        self._chunks = self._frames = 0  # taken from the stages, delivered
+        self._rest: VideoChunk | None = None  # frames of the last chunk beyond the end
+        self._ended = False
+        velocity = guided_velocity(
+            model,
+            guidance_scale=self._settings["guidance_scale"],
+            negative_prompt=self._settings["negative_prompt"],
+        )
+        run = InlineRun() if synchronous else ThreadedRun(model.device, chunks_ahead)
+        self._keys = PromptKeys(model, run.submit)
+        denoiser = Denoiser(
+            model,
+            timeline,
+            self._keys,
+            velocity=velocity,
+            seed=seed,
+            start=start,
+            check=run.check,
+        )
+        memory = None
+        if state is not None and state[1]["chunks"]:
+            memory = self._restore(denoiser, *state)
+        run.begin(denoiser, Decoder(model, seed=seed, state=memory), self._chunks_left())
+        self._run = run
+        self._stop = weakref.finalize(self, run.stop)
+
+    def __iter__(self) -> Stream:
+        return self
+
+    def __next__(self) -> VideoChunk:
+        """Return the next chunk.
+
+        Raises:
+            NumericsError: latents or video are not finite; chunks before it were delivered.
+        """
+        limit = self._settings["num_frames"]
+        if self._ended or (limit is not None and self._frames >= limit):
+            self.close()
+            raise StopIteration
+        try:
+            chunk = self._rest or self._take()
+        except BaseException:
+            self.close()
+            raise
+        if chunk is None:
+            self.close()
+            raise StopIteration
+        keep = len(chunk.frames) if limit is None else limit - self._frames
+        chunk, self._rest = chunk.split(keep, fps=self._model.config.fps)
+        self._frames += len(chunk.frames)
+        return chunk
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the stream and its threads; state and log stay available."""
+        self._ended = True
+        self._stop()
+
+    def prompt(self, event: PromptEvent | str | None) -> None:
+        """Change the prompt while the stream runs, as soon as the new one is encoded.
+
+        May be called from any thread. What became of it stands in the receipts of a later chunk.
+
+        Raises:
+            ConfigError: the prompt is empty or not Unicode text.
+        """
+        if not isinstance(event, PromptEvent):
+            event = PromptEvent(event)
+        self._model.text_encoder.prompt_bytes(event.prompt or "")
+        if not self._ended:
+            self._keys.request(event.prompt)
+        self._timeline.add(replace(event, position=None))
+
+    def log(self) -> list[PromptEvent]:
+        """Return the prompt events applied so far, with positions; as prompts they replay."""
+        return self._timeline.log()
+
+    def state(self) -> StreamState:
+        """Return all that is needed to go on after the chunk delivered last.
+
+        Returns:
+            Tensors on the CPU by name, and a JSON-able record; see `resume` and `save_state`.
+        """
+        cut = self._cut
+        tensors = {} if cut is None else dict(cut.tensors)
+        record = {
+            "settings": dict(self._settings),
+            "plan": dict(self.plan),
+            "model": model_fingerprint(self._model),
+            "chunks": self._chunks,
+            "frames": self._frames,
+            "buffer": None if cut is None else cut.record["buffer"],
+            "timeline": self._timeline.record(None if cut is None else cut.record["timeline"]),
+            "rest_prompt": None,
+        }
+        if self._rest is not None:
+            tensors["rest"] = self._rest.frames
+            record["rest_prompt"] = self._rest.prompt
+        return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}, record
+
+    def save_state(self, path: Path | str) -> None:
+        """Write `state` to one file, whole or not at all.
+
+        Raises:
+            OSError: the disk is full or refuses.
+        """
+        save_state(path, self.state())
+
+    def _take(self) -> VideoChunk | None:
+        """Return the next whole chunk of the stages and keep its cut."""
+        made = self._run.next()
+        if made is None:
+            return None
+        chunk, self._cut = made
+        self._chunks = chunk.number + 1
+        return chunk
+
+    def _chunks_left(self) -> int | None:
+        limit = self._settings["num_frames"]
+        if limit is None:
+            return None
+        return max(0, -(-limit // _chunk_frames(self._model)) - self._chunks)
+
+    def _restore(
+        self, denoiser: Denoiser, tensors: dict[str, Tensor], record: dict[str, Any]
+    ) -> dict[str, Tensor]:
+        """Put a state into the denoiser; return the state of the autoencoder."""
+        device = self._model.device
+        parts: dict[str, dict[str, Tensor]] = {"buffer": {}, "autoencoder": {}}
+        for name, tensor in tensors.items():
+            part, _, key = name.partition(".")
+            if key:
+                parts[part][key] = tensor.to(device)
+        self._chunks, self._frames = record["chunks"], record["frames"]
+        timeline = record["timeline"]["cut"]
+        kept = {name: tensor for name, tensor in tensors.items() if name != "rest"}
+        self._cut = Cut(kept, {"buffer": record["buffer"], "timeline": timeline})
+        denoiser.resume(self._chunks, {**parts["buffer"], **record["buffer"]})
+        if "rest" in tensors:
+            self._rest = VideoChunk(
+                number=self._chunks - 1,
+                frames=tensors["rest"],
+                first_frame=self._frames,
+                seconds=self._frames / self._model.config.fps,
+                prompt=record["rest_prompt"],
+                receipts=[],
+                statistics={"denoise_ms": 0.0, "decode_ms": 0.0},
+            )
+        return parts["autoencoder"]
+
+
+def _chunk_frames(model: Model) -> int:
+    """Return the video frames of a chunk."""
+    return model.config.partition.chunk_size * TIME_FACTOR

@@ -1,0 +1,152 @@
+"""The threads of a stream: denoising, decoding and prompt encoding, with bounded work ahead.
+
+The only place in the library that starts threads. A run makes chunks from a denoiser and a decoder,
+either in the reader's thread or in threads of its own; both make the same frames.
+
+Paper: section 8 and Fig. 11.
+"""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from queue import SimpleQueue
+
+import torch
+
+from streamdit_model.stream_stages import (
+    Cut,
+    Decoder,
+    Denoiser,
+    LatentChunk,
+    TextWork,
+    VideoChunk,
+    encode_now,
+)
+from streamdit_model.transformer import TextKeys
+
+__all__ = ["InlineRun", "ThreadedRun"]
+
+
+class _Stopped(Exception):
+    """The stream was closed; raised inside the denoiser and never seen outside."""
+
+
+class InlineRun:
+    """All stages in the reader's thread."""
+
+    def submit(self, work: TextWork) -> Future[TextKeys]:
+        """Encode a prompt now."""
+        return encode_now(work)
+
+    def check(self) -> None:
+        """Nothing can stop the reader's own thread."""
+
+    def begin(self, denoiser: Denoiser, decoder: Decoder, num_chunks: int | None) -> None:
+        """Take the stages and the number of chunks to make."""
+        self._denoiser, self._decoder, self._left = denoiser, decoder, num_chunks
+
+    @torch.inference_mode()
+    def next(self) -> tuple[VideoChunk, Cut] | None:
+        """Make the next chunk; None at the end."""
+        if self._left == 0:
+            return None
+        if self._left is not None:
+            self._left -= 1
+        return self._decoder.next(self._denoiser.next())
+
+    def stop(self) -> None:
+        """Nothing runs by itself."""
+
+
+class ThreadedRun:
+    """Each stage in a thread of its own, at most `chunks_ahead` chunks before the reader."""
+
+    def __init__(self, device: torch.device, chunks_ahead: int) -> None:
+        self._device = device
+        self._num_threads = torch.get_num_threads()
+        self._room = threading.Semaphore(chunks_ahead)
+        self._stopping = threading.Event()
+        self._latents: SimpleQueue[LatentChunk | BaseException | None] = SimpleQueue()
+        self._video: SimpleQueue[tuple[VideoChunk, Cut] | BaseException | None] = SimpleQueue()
+        self._text = ThreadPoolExecutor(1, "streamdit-text", self._use_threads)
+        self._threads: list[threading.Thread] = []
+
+    def submit(self, work: TextWork) -> Future[TextKeys]:
+        """Encode a prompt in the text thread."""
+        return self._text.submit(work)
+
+    def check(self) -> None:
+        """End the denoiser between two micro steps when the stream is closed."""
+        if self._stopping.is_set():
+            raise _Stopped
+
+    def begin(self, denoiser: Denoiser, decoder: Decoder, num_chunks: int | None) -> None:
+        """Take the stages and the number of chunks to make; threads start with the reader."""
+        work = {"denoise": (self._denoise, denoiser, num_chunks), "decode": (self._decode, decoder)}
+        self._threads = [
+            threading.Thread(target=run, args=args, name=f"streamdit-{name}", daemon=True)
+            for name, (run, *args) in work.items()
+        ]
+
+    def next(self) -> tuple[VideoChunk, Cut] | None:
+        """Return the next chunk when it is made; None at the end."""
+        for thread in self._threads:
+            if thread.ident is None:
+                thread.start()
+        made = self._video.get()
+        if isinstance(made, BaseException):
+            raise made
+        self._room.release()
+        return made
+
+    def stop(self) -> None:
+        """End all threads and wait for them; at most one call of the network is waited for."""
+        self._stopping.set()
+        self._room.release()
+        self._latents.put(None)
+        self._video.put(None)
+        self._text.shutdown(wait=False, cancel_futures=True)
+        for thread in self._threads:
+            if thread.ident is not None and thread is not threading.current_thread():
+                thread.join()
+
+    @torch.inference_mode()
+    def _denoise(self, denoiser: Denoiser, num_chunks: int | None) -> None:
+        try:
+            self._use_threads()
+            made = 0
+            while num_chunks is None or made < num_chunks:
+                self._room.acquire()
+                self.check()
+                self._latents.put(denoiser.next())
+                made += 1
+            self._latents.put(None)
+        except BaseException as error:  # every error goes on to the reader
+            self._latents.put(error)
+
+    @torch.inference_mode()
+    def _decode(self, decoder: Decoder) -> None:
+        try:
+            self._use_threads()
+            with _side_stream(self._device):
+                while isinstance(made := self._latents.get(), LatentChunk):
+                    self.check()
+                    self._video.put(decoder.next(made))
+            self._video.put(made)
+        except BaseException as error:  # every error goes on to the reader
+            self._stopping.set()
+            self._room.release()
+            self._video.put(error)
+
+    def _use_threads(self) -> None:
+        """Compute with as many threads as the reader's thread would, for equal bits."""
+        torch.set_num_threads(self._num_threads)
+
+
+def _side_stream(device: torch.device) -> AbstractContextManager[object]:
+    """Return a queue of its own on a GPU, so that decoding runs beside denoising."""
+    if device.type != "cuda":
+        return nullcontext()
+    return torch.cuda.stream(torch.cuda.Stream(device))
