@@ -139,17 +139,18 @@ def table(
 
     Args:
         title: one line above it; empty for none.
-        columns: headings.
+        columns: headings; all empty for a table without.
         rows: as many cells a row as there are columns.
         stderr: print on standard error instead, in commands that make video.
     """
-    grid = Table(title=safe(title) or None, title_justify="left", box=None, pad_edge=False)
+    grid = Table(box=None, pad_edge=False, show_header=any(columns))
     for column in columns:
         grid.add_column(Text(safe(column)), overflow="fold")
     for row in rows:
         grid.add_row(*(Text(safe(cell)) for cell in row))
     stream = sys.stderr if stderr else sys.stdout
-    _write(stream, _render(stream, grid))
+    heading = _render(stream, Text(safe(title), style="bold")) if title else ""
+    _write(stream, heading + _render(stream, grid))
 
 
 def _say(text: object, *, label: str = "", label_style: str = "", style: str = "") -> None:
@@ -170,8 +171,10 @@ def _render(stream: TextIO | None, renderable: Text | Table) -> str:
         file=buffer, force_terminal=is_terminal, width=width, markup=False, highlight=False
     )
     console.print(renderable, soft_wrap=isinstance(renderable, Text))
-    lines = buffer.getvalue().split("\n")
-    return "\n".join(line if is_terminal else line.rstrip() for line in lines)
+    text = buffer.getvalue()
+    if is_terminal or isinstance(renderable, Text):
+        return text
+    return "\n".join(line.rstrip() for line in text.split("\n"))  # a table fills its last column
 
 
 def _is_terminal(stream: TextIO | None) -> bool:
