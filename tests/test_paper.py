@@ -7,14 +7,11 @@ import torch
 from torch import Tensor
 
 from streamdit_model.buffer import StreamBuffer
-from streamdit_model.errors import ConfigError
 from streamdit_model.flow_matching import (
     SIGMA_MIN,
-    clean_estimate,
     euler_step,
     interpolate,
     keyed_noise,
-    renoise,
     sample_draws,
     target_velocity,
 )
@@ -128,39 +125,6 @@ def test_eq6_each_frame_takes_its_own_step_and_zero_leaves_it_untouched() -> Non
     moved = euler_step(noisy, target_velocity(clean, noise), delta)
     assert torch.equal(moved[:, :, 0], noisy[:, :, 0])
     torch.testing.assert_close(moved, interpolate(clean, noise, tau + delta), rtol=0, atol=1e-14)
-
-
-@pytest.mark.parametrize("sigma_min", [0.0, SIGMA_MIN, 0.1])
-def test_clean_estimate_solves_eq1_and_eq2_for_the_data(sigma_min: float) -> None:
-    clean, noise = _pair()
-    tau = torch.tensor([1.0, 0.6, 0.25, 0.0], dtype=torch.float64)
-    noisy = interpolate(clean, noise, tau, sigma_min)
-    found = clean_estimate(noisy, target_velocity(clean, noise, sigma_min), tau, sigma_min)
-    torch.testing.assert_close(found, clean, rtol=0, atol=1e-14)
-
-
-def test_renoise_puts_the_clean_estimate_at_the_next_level() -> None:
-    clean, noise = _pair()
-    tau = torch.tensor([1.0, 0.6, 0.25, 0.0], dtype=torch.float64)
-    found = renoise(clean, noise, tau, sigma_min=0.0)
-    expected = torch.stack([t * clean[:, :, f] + (1 - t) * noise[:, :, f] for f, t in
-                            enumerate(tau)], dim=2)  # fmt: skip
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-15)
-    assert torch.equal(found[:, :, 0], clean[:, :, 0])
-
-
-def test_flow_matching_keeps_the_dtype_of_the_latents() -> None:
-    clean, noise = (tensor.bfloat16() for tensor in _pair())
-    tau = torch.full((4,), 0.5)
-    assert interpolate(clean, noise, tau).dtype == torch.bfloat16
-    assert euler_step(clean, noise, tau).dtype == torch.bfloat16
-    assert clean_estimate(clean, noise, tau).dtype == torch.bfloat16
-
-
-def test_tau_of_another_number_of_frames_is_refused_with_both_numbers() -> None:
-    clean, noise = _pair()
-    with pytest.raises(ConfigError, match=r"\(3,\).*4 frames"):
-        interpolate(clean, noise, torch.zeros(3))
 
 
 def test_sec31_sigma_min_is_that_of_the_base_model() -> None:
