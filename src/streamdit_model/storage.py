@@ -46,7 +46,7 @@ MAX_HEADER_BYTES = 8 * 2**20
 MAX_TENSORS = 20_000
 _MAX_DIMENSIONS = 16
 _MAX_ELEMENTS = 2**62
-_PARTIAL = re.compile(r"(?P<name>.+)\.partial-(?P<process>[0-9]{1,10})")
+_LEFTOVER = re.compile(r"(?P<name>.+)\.(?P<kind>partial|replaced)-(?P<process>[0-9]{1,10})")
 NO_PICKLE = "only .safetensors files are opened; use the safetensors form of these weights"
 _DTYPES = {
     "BOOL": torch.bool,
@@ -78,8 +78,10 @@ class TensorEntry:
 def new_folder(target: Path) -> Iterator[Path]:
     """Yield an empty folder that becomes `target` when the block ends without an error.
 
-    A reader sees all of it or nothing: after a crash at any moment `target` is what it was before,
-    or complete. The folder in the making is `NAME.partial-PROCESS`; after an error it is removed.
+    A reader sees all of it or nothing: after a crash at any moment `target` is absent or complete.
+    The folder in the making is `NAME.partial-PROCESS`; after an error it is removed. A folder that
+    is there already is replaced: it is set aside as `NAME.replaced-PROCESS` and removed at the end,
+    so there is one moment, between two renames, in which only those two names exist.
     """
     partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
@@ -87,23 +89,43 @@ def new_folder(target: Path) -> Iterator[Path]:
     try:
         yield partial
         sync_folder(partial)
-        os.rename(partial, target)
+        _put_in_place(partial, target)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+def _put_in_place(partial: Path, target: Path) -> None:
+    if not target.exists():
+        os.rename(partial, target)
+        sync_folder(target.parent)
+        return
+    replaced = target.with_name(f"{target.name}.replaced-{os.getpid()}")
+    os.rename(target, replaced)
+    try:
+        os.rename(partial, target)
+    except BaseException:
+        os.rename(replaced, target)
+        raise
     sync_folder(target.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def remove_leftovers(folder: Path, name: re.Pattern[str]) -> None:
-    """Remove unfinished folders of processes that are gone, and earlier ones of this process.
+    """Clean up after processes that ended inside `new_folder`, and after earlier tries of this one.
 
     Args:
-        folder: where they lie.
-        name: what the finished folders are called; others are left alone.
+        folder: where the finished folders lie.
+        name: what they are called; others are left alone.
     """
-    for path in folder.iterdir():
-        found = _PARTIAL.fullmatch(path.name)
-        if found and name.fullmatch(found["name"]) and not _is_alive(int(found["process"])):
+    for path in sorted(folder.iterdir(), reverse=True):  # NAME.replaced before NAME.partial
+        found = _LEFTOVER.fullmatch(path.name)
+        if not found or not name.fullmatch(found["name"]) or _is_alive(int(found["process"])):
+            continue
+        target = path.with_name(found["name"])
+        if found["kind"] == "replaced" and not target.exists():
+            os.rename(path, target)
+        else:
             shutil.rmtree(path, ignore_errors=True)
 
 
