@@ -31,6 +31,7 @@ __all__ = [
     "SetOption",
     "ThreadsOption",
     "VerboseOption",
+    "complete_model",
     "parse_device",
     "parse_guidance",
     "parse_seconds",
@@ -130,12 +131,20 @@ def parse_device(text: str) -> str:
     return str(text)
 
 
+def complete_model(incomplete: str) -> list[str]:
+    """Return the presets that a shell can complete a word to."""
+    from streamdit_cli.presets import preset_names
+
+    return [name for name in preset_names() if name.startswith(incomplete)]
+
+
 ModelOption = Annotated[
     str | None,
     typer.Option(
         "--model",
         "-m",
         metavar="MODEL",
+        autocompletion=complete_model,
         envvar="STREAMDIT_MODEL",
         show_default=False,
         help="A preset, a model folder, or a training run. Without it: shapes.",
