@@ -6,6 +6,10 @@ reserved, so that no other process can take it and nothing else reaches a pipe.
 
 from __future__ import annotations
 
+import itertools
+import os
+import re
+import unicodedata
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -22,6 +26,7 @@ __all__ = [
     "PIPE_FORMATS",
     "Output",
     "check_output",
+    "free_name",
     "open_writer",
     "reserve",
 ]
@@ -30,6 +35,8 @@ PIPE_FORMATS = ("y4m", "nut", "rgb24")
 CODECS = ("libx264", "ffv1")
 # Suffix of a file -> the codecs it can hold here, the default first.
 CONTAINERS = {".mp4": ("libx264",), ".mov": ("libx264",), ".mkv": ("libx264", "ffv1")}
+_LONGEST_SLUG = 60
+_RESERVED = re.compile(r"con|prn|aux|nul|com[0-9]|lpt[0-9]")  # device names on Windows
 
 
 @dataclass
@@ -161,6 +168,24 @@ def open_writer(
     except BaseException:
         place.release()
         raise
+
+
+def free_name(prompt: str) -> str:
+    """Return a name for the video of a prompt that nothing in this folder has yet.
+
+    Only lower-case letters, digits and hyphens of the prompt are kept, so that it is one plain name
+    on every system; it does not depend on the model.
+    """
+    letters = unicodedata.normalize("NFKD", prompt).encode("ascii", "ignore").decode().lower()
+    slug = re.sub(r"[^a-z0-9]+", "-", letters).strip("-")[:_LONGEST_SLUG].strip("-") or "video"
+    if _RESERVED.fullmatch(slug):
+        slug = f"video-{slug}"
+    names = (slug if number == 1 else f"{slug}-{number}" for number in itertools.count(1))
+    return next(
+        f"{name}.mp4"
+        for name in names
+        if not any(os.path.lexists(f"{name}{end}") for end in (".mp4", ".part.mp4"))
+    )
 
 
 def _describe_leftover(path: Path) -> str:

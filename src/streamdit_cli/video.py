@@ -7,6 +7,7 @@ assume, since it cannot say; nut, rgb24 and ffv1 hold the RGB values exactly.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import struct
@@ -31,7 +32,7 @@ from streamdit_cli.pipe import GaveUp, Pipe
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["VideoEncoder", "VideoInfo", "probe", "read_video"]
+__all__ = ["VideoEncoder", "VideoInfo", "md5_of", "probe", "read_video"]
 
 _MUXERS = {
     ".mp4": "mp4",
@@ -208,6 +209,12 @@ class VideoEncoder:
     def _raise(self) -> None:
         if self._sink.error is not None:
             raise self._sink.error
+
+
+def md5_of(frames: Tensor) -> str:
+    """Return the md5 of uint8 frames `(frames, height, width, 3)`, byte by byte in that order."""
+    data = frames.contiguous().numpy().tobytes()
+    return hashlib.md5(data, usedforsecurity=False).hexdigest()
 
 
 def _container_metadata(metadata: dict[str, str]) -> dict[str, str]:

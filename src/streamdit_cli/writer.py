@@ -44,16 +44,22 @@ class Writer:
 
     Every ordered end goes through `close` (all frames) or `abort` (the frames encoded so far); both
     leave a file under its final name. What stopped the thread is raised by the next call.
+
+    Attributes:
+        place: the file as it is called at the end, or the pipe.
+        frames_written: frames that have reached the file or the reader.
+        kept: what there is of the video once it has ended, e.g. "1.5 s are kept in out.mp4".
     """
 
     def __init__(self, encoder: Encoder, target: PartFile | Pipe, fps: Fraction) -> None:
-        self.name = str(target.final) if isinstance(target, PartFile) else target.name
+        self._name = str(target.final) if isinstance(target, PartFile) else target.name
+        self.place = self._name
+        self.kept = ""
         self.frames_written = 0
         self._encoder = encoder
         self._target = target
         self._fps = fps
         self._failure: BaseException | None = None
-        self._kept = ""
         self._is_aborted = threading.Event()
         self._is_closed = False
         self._queue: queue.Queue[Tensor | None] = queue.Queue(maxsize=1)
@@ -138,22 +144,23 @@ class Writer:
 
     def _let_go(self, failure: BaseException | None) -> None:
         """Give a file its name, or keep what is whole of it; close a pipe."""
-        target = self._target
+        target, seconds = self._target, self.seconds_written
         if isinstance(target, Pipe):
             target.close()
-            self._kept = f"{self.seconds_written:.1f} s were written"
-        elif failure is None and self.frames_written > 0:
-            target.finish()
-        elif failure is None:
-            target.discard()
-        else:
+            self.kept = f"{seconds:.1f} s were written"
+            return
+        if failure is not None:
             seconds = self._encoder.salvage()
-            if seconds > 0:
-                target.keep()
-                self._kept = f"{seconds:.1f} s are kept in {target.path}"
-            else:
-                target.discard()
-                self._kept = "nothing was kept"
+        if seconds == 0:
+            target.discard()
+            self.kept = "nothing was kept"
+            return
+        self.place = str(target.path)
+        if isinstance(failure, OSError):
+            target.keep()
+        else:
+            self.place = str(target.finish())
+        self.kept = f"{seconds:.1f} s are kept in {self.place}"
 
     def _raise(self) -> None:
         """Raise what stopped the thread, in the words of the command line."""
@@ -163,5 +170,5 @@ class Writer:
         if isinstance(failure, OSError) and not isinstance(failure, BrokenPipeError):
             reason = failure.strerror or failure
             hint = "make room or choose another place with -o"
-            raise OutputError(f"{self.name}: {reason}; {self._kept}", hint) from failure
+            raise OutputError(f"{self._name}: {reason}; {self.kept}", hint) from failure
         raise failure

@@ -1,0 +1,206 @@
+"""From a stream to a video: the loop, what is said on the way, and how each way out ends.
+
+Every ordered end (all frames made, a signal, an error of the model, no memory) leaves a video that
+plays, says how much of it there is, and raises what the exit code is made from.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from streamdit_cli import console
+from streamdit_cli.errors import Stopped
+from streamdit_cli.records import Records
+from streamdit_cli.signals import Signals
+from streamdit_cli.writer import Writer
+
+if TYPE_CHECKING:
+    import torch
+
+    from streamdit_model.stream import Stream
+    from streamdit_model.weights import Model
+
+__all__ = ["explained", "load_model", "make", "video_metadata"]
+
+# Seconds that a reader who has stopped reading gets after a signal.
+PIPE_SECONDS = 1.0
+MEMORY_HINT = "a smaller model (-m), --dtype bfloat16 or another --device needs less"
+
+
+def load_model(
+    folder: Path, *, device: str | None, dtype: str | None, threads: int | None
+) -> Model:
+    """Load a model in what is fastest on this machine, where nothing else is asked for.
+
+    Args:
+        folder: of the model.
+        device: a device name; None is a CUDA GPU if there is one, else the CPU.
+        dtype: "float32" or "bfloat16"; None is bfloat16 where it is multiplied in hardware.
+        threads: of the CPU; None leaves what torch chose.
+    """
+    import torch
+
+    from streamdit_model.weights import load
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return load(folder, device=place, dtype=getattr(torch, dtype) if dtype else _fastest(place))
+
+
+def _fastest(device: torch.device) -> torch.dtype:
+    """Return bfloat16 where it is multiplied in hardware, else float32.
+
+    Choice: measured on CPUs; with AMX or AVX512_BF16 bfloat16 is two to four times faster than
+    float32, and without them four times slower.
+    """
+    import torch
+
+    if device.type != "cpu":
+        return torch.bfloat16
+    has_bfloat16 = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if has_bfloat16 else torch.float32
+
+
+def video_metadata(words: dict[str, str], stream: Stream) -> dict[str, str]:
+    """Return what a video says about itself: what makes the same frames again, and the versions.
+
+    Args:
+        words: prompt, seed, model, and whatever was not left as it is.
+        stream: its plan is added.
+    """
+    versions = {name: importlib.metadata.version(name) for name in ("streamdit", "av")}
+    return {**words, **versions, **stream.plan}
+
+
+def make(
+    stream: Stream,
+    writer: Writer,
+    *,
+    fps: float,
+    seconds: float | None,
+    micro_steps: int,
+    signals: Signals,
+    records: Records,
+) -> None:
+    """Write a stream to its end or to a signal, and end the video.
+
+    Args:
+        stream: not read yet.
+        writer: of the same size.
+        fps: frames in a second of video.
+        seconds: length of the whole video; None is without end.
+        micro_steps: denoising steps of a chunk.
+        signals: the first one ends the video after this chunk, the second one at once.
+        records: for programs.
+
+    Raises:
+        Stopped: a signal came; the video is complete up to there.
+        BrokenPipeError: the reader closed its end.
+        OutputError: the disk is full or the device failed.
+        DeviceError, NumericsError: the model failed; the video holds all earlier chunks.
+    """
+    progress = console.Progress(seconds, fps)
+    ended = "complete"
+    signals.be_patient(lambda: writer.hurry(PIPE_SECONDS))
+    try:
+        for chunk in stream:
+            writer.write(chunk.frames)
+            step_ms = chunk.statistics["denoise_ms"] / micro_steps
+            progress.update(chunk.first_frame + len(chunk.frames), step_ms=step_ms)
+            records.chunk(chunk, step_ms=step_ms)
+            records.reached(writer.frames_written)
+            if signals.received:
+                break
+        writer.close()
+        if signals.received:
+            raise Stopped(signals.received, "")
+    except BaseException as error:
+        ended = signals.name or type(error).__name__
+        _end_early(writer, error)
+        raise explained(error, writer.kept) from error
+    finally:
+        stream.close()
+        progress.close()
+        records.reached(writer.frames_written)
+        _summarize(writer, progress, fps, ended, records)
+
+
+def _end_early(writer: Writer, error: BaseException) -> None:
+    """End the video with all its frames, or, after a second signal, with those encoded so far."""
+    try:
+        if not isinstance(error, Stopped):
+            writer.close()
+    except Exception as second:  # the first error is the one that is told
+        console.detail(f"while ending the video: {second}")
+    finally:
+        writer.abort()
+
+
+def explained(error: BaseException, kept: str) -> BaseException:
+    """Return the error in the words of the command line: with what was kept, and a way out.
+
+    Args:
+        error: that ended a video.
+        kept: what there is of the video, e.g. "1.5 s are kept in out.mp4"; empty for nothing.
+    """
+    from streamdit_model.errors import DeviceError, NumericsError
+
+    rest = f"; {kept}" if kept else ""
+    if isinstance(error, NumericsError):
+        return NumericsError(f"{error}{rest}", error.hint or "another --seed, or --dtype float32")
+    if isinstance(error, DeviceError):
+        return DeviceError(f"{error}{rest}", error.hint)
+    if _is_out_of_memory(error):
+        return DeviceError(f"out of memory{_peak()}{rest}", MEMORY_HINT)
+    return error
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: on a CPU torch says so only in the words of a RuntimeError."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
+def _peak() -> str:
+    """Say how much memory this process had at most, where the system tells."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
+        return f" (peak {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB on the GPU)"
+    try:
+        import resource
+    except ImportError:
+        return ""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return f" (peak {peak * (1 if sys.platform == 'darwin' else 1024) / 2**30:.1f} GiB)"
+
+
+def _summarize(
+    writer: Writer, progress: console.Progress, fps: float, ended: str, records: Records
+) -> None:
+    """Say in one line, and in a record, what was made and how fast."""
+    made = writer.frames_written
+    rate, factor = progress.frames_per_second, progress.realtime_factor
+    first = progress.first_frame_seconds
+    records.summary(
+        {
+            "ended": ended,
+            "num_frames": made,
+            "seconds": made / fps,
+            "fps": rate,
+            "realtime_factor": factor,
+            "first_frame_seconds": first,
+            "output": writer.place,
+        }
+    )
+    parts = [f"{made / fps:.1f} s of video ({made} frames)"]
+    if rate is not None and factor is not None:
+        parts.append(f"{rate:.1f} FPS ({factor:.2f}x realtime)")
+    if first is not None:
+        parts.append(f"first frame after {first:.2f} s")
+    how = "" if ended == "complete" else f"ended by {ended}: "
+    console.summary(f"{how}{', '.join(parts)}{f' -> {writer.place}' if made else ''}")

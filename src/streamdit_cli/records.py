@@ -1,0 +1,111 @@
+"""The records of a video for programs: one JSON line for what was asked, each chunk, and the end.
+
+A chunk is recorded when its frames have reached the file or the reader, not before, so that the
+records of a killed run never promise what is not there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections import deque
+from collections.abc import Mapping
+from types import TracebackType
+from typing import TYPE_CHECKING, TextIO
+
+from streamdit_cli.errors import OutputError
+from streamdit_cli.video import md5_of
+
+if TYPE_CHECKING:
+    from streamdit_model.stream import VideoChunk
+
+__all__ = ["Records"]
+
+
+class Records:
+    """Writes the records of one video; a context manager that closes the file.
+
+    Args:
+        path: a file, `-` for standard error, or None for nowhere.
+        overwrite: replace an existing file.
+
+    Raises:
+        OutputError: the file exists or cannot be written.
+    """
+
+    def __init__(self, path: str | None, *, overwrite: bool = False) -> None:
+        self._path = path
+        self._pending: deque[tuple[int, dict[str, object]]] = deque()
+        self._file = _open(path, overwrite) if path is not None else None
+
+    def header(self, fields: Mapping[str, object]) -> None:
+        """Record what was asked, and what decides about the frames."""
+        self._write({"record": "header", **fields})
+
+    def chunk(self, chunk: VideoChunk, *, step_ms: float) -> None:
+        """Note a chunk as it left the stream; it is written by `reached`."""
+        if self._file is None:
+            return
+        line = {
+            "record": "chunk",
+            "number": chunk.number,
+            "first_frame": chunk.first_frame,
+            "num_frames": len(chunk.frames),
+            "seconds": chunk.seconds,
+            "prompt": chunk.prompt,
+            "md5": md5_of(chunk.frames),
+            "step_ms": round(step_ms, 3),
+            "denoise_ms": round(chunk.statistics["denoise_ms"], 3),
+            "decode_ms": round(chunk.statistics["decode_ms"], 3),
+        }
+        self._pending.append((chunk.first_frame + len(chunk.frames), line))
+
+    def reached(self, num_frames: int) -> None:
+        """Record the chunks among the first frames of the video, which have reached their place."""
+        while self._pending and self._pending[0][0] <= num_frames:
+            self._write(self._pending.popleft()[1])
+
+    def summary(self, fields: Mapping[str, object]) -> None:
+        """Record what was made."""
+        self._write({"record": "summary", **fields})
+
+    def __enter__(self) -> Records:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._file is not None and self._file is not sys.stderr:
+            self._file.close()
+        self._file = None
+
+    def _write(self, line: Mapping[str, object]) -> None:
+        if self._file is None:
+            return
+        try:
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+        except OSError as error:
+            broken, self._file = self._file, None
+            if broken is sys.stderr:  # nobody reads it: not a reason to end a video
+                return
+            with contextlib.suppress(OSError):
+                broken.close()
+            raise OutputError(f"--json {self._path}: {error.strerror}") from error
+
+
+def _open(path: str, overwrite: bool) -> TextIO | None:
+    if path == "-":
+        return sys.stderr
+    try:
+        return open(path, "w" if overwrite else "x", encoding="utf-8")
+    except FileExistsError:
+        hint = "another name, or replace it with -y"
+        raise OutputError(f"--json {path} exists", hint) from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"--json {path} cannot be written: {reason}") from error
