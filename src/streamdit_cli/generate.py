@@ -212,6 +212,7 @@ def generate(
     the prompt.
     """
     from streamdit_cli import console
+    from streamdit_cli.errors import OutputError
     from streamdit_cli.output import check_output, free_name, reserve
     from streamdit_cli.presets import find_model
     from streamdit_cli.prompts import read_prompts
@@ -236,10 +237,16 @@ def generate(
         check_output(name, codec=codec, pipe_format=pipe_format, overwrite=overwrite)
         console.plain(f"{_read_plan(wishes, folder).line} -> {name}; nothing was made (--dry-run)")
         return
-    with Signals() as signals, Records(json_path, overwrite=overwrite) as records:
+    loading = {"device": device, "dtype": dtype, "threads": threads}
+    with Signals() as signals:
         place = reserve(name, codec=codec, pipe_format=pipe_format, overwrite=overwrite)
-        loading = {"device": device, "dtype": dtype, "threads": threads}
-        _run(wishes, folder, loading, place, signals, records)
+        try:
+            records = Records(json_path, overwrite=overwrite)
+        except OutputError:
+            place.release()
+            raise
+        with records:
+            _run(wishes, folder, loading, place, signals, records)
 
 
 def check_wishes(wishes: Wishes) -> None:
