@@ -313,7 +313,7 @@ def test_closed_streams_are_not_a_crash(tmp_path: Path) -> None:
 
 def test_reader_that_leaves_ends_a_table_quietly_with_141(tmp_path: Path) -> None:
     """A partition too long for the pipe's buffer, and a reader that reads nothing."""
-    run = f"{sys.executable} -m streamdit_cli info --partition K=0,N=4000,c=1,s=4 --json -"
+    run = f"{sys.executable} -m streamdit_cli info --partition K=0,N=400,c=1,s=4 --json -"
     program = f"{run} 2>err | true; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(
         ["bash", "-c", program], cwd=tmp_path, capture_output=True, text=True, check=True
