@@ -10,38 +10,16 @@ Paper: section 4.1 and figure 3.
 # Shape suffixes: b batch, f latent frames, s tokens of one frame, t all tokens, d width, m heads,
 # k head width, l text tokens, p prompts.
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from streamdit_model.frame_text import BlockText, PromptRows
 from streamdit_model.window_attention import WindowPlan, attend, window_attention
 
-__all__ = ["MODULATIONS", "Block", "BlockText", "PromptRows", "ScaledNorm", "modulate", "rms_norm"]
+__all__ = ["MODULATIONS", "Block", "CrossAttention", "ScaledNorm", "modulate", "rms_norm"]
 
 MODULATIONS = 6  # shift, scale and gate of the self-attention and of the MLP
-
-
-class PromptRows(NamedTuple):
-    """Keys, values and mask of one block, one row per sample or per latent frame.
-
-    Shapes: (rows, heads, length, head width) twice, and (rows, 1, 1, length) bool or None.
-    """
-
-    key: Tensor
-    value: Tensor
-    mask: Tensor | None
-
-
-class BlockText(NamedTuple):
-    """What one block's cross-attention reads: a prompt, or two to blend.
-
-    `second` holds the other prompt and its share, (batch, frames, 1, 1).
-    """
-
-    first: PromptRows
-    second: tuple[PromptRows, Tensor] | None
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -110,7 +88,8 @@ class CrossAttention(nn.Module):
         attended = self._attend(query, text.first)
         if text.second is not None:
             rows, weight = text.second
-            attended = (1 - weight) * attended + weight * self._attend(query, rows)
+            second = self._attend(query, rows)
+            attended = ((1 - weight) * attended + weight * second).to(second.dtype)
         return self.output(attended)
 
     @staticmethod

@@ -14,24 +14,22 @@ Paper: section 4.1 and figure 3. What the paper does not give is in paper.md sec
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from streamdit_model.blocks import (
     MODULATIONS,
     Block,
-    BlockText,
-    PromptRows,
+    CrossAttention,
     ScaledNorm,
     modulate,
     rms_norm,
 )
 from streamdit_model.errors import ConfigError
+from streamdit_model.frame_text import FrameText, TextKeys
 from streamdit_model.text import TextCondition
 from streamdit_model.window_attention import WindowPlan, full_plan, key_masks, plan_windows
 
@@ -139,77 +137,6 @@ def paper_4b(*, depth: int = 27, text_width: int = 4096) -> TransformerConfig:
     )
 
 
-@dataclass(frozen=True)
-class TextKeys:
-    """Keys and values of the cross-attention of every block, for a number of prompts.
-
-    Args:
-        keys: per block, (prompts, heads, length, head width).
-        values: per block, same shape.
-        mask: (prompts, length) bool, True where a token is real; None when all are.
-    """
-
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
-    mask: Tensor | None
-
-    @property
-    def num_prompts(self) -> int:
-        """How many prompts there are."""
-        return self.keys[0].shape[0]
-
-    @property
-    def length(self) -> int:
-        """Text tokens of a prompt, padding included."""
-        return self.keys[0].shape[2]
-
-    @classmethod
-    def stack(cls, items: Sequence["TextKeys"]) -> "TextKeys":
-        """Join the prompts of several, padded to the longest, in the order given."""
-        if len(items) == 1:
-            return items[0]
-        length = max(item.length for item in items)
-
-        def join(tensors: Sequence[Tensor]) -> Tensor:
-            return torch.cat([F.pad(x, (0, 0, 0, length - x.shape[2])) for x in tensors])
-
-        keys = tuple(join(block) for block in zip(*(item.keys for item in items), strict=True))
-        values = tuple(join(block) for block in zip(*(item.values for item in items), strict=True))
-        mask = None
-        if any(item.mask is not None or item.length < length for item in items):
-            mask = torch.cat([item._padded_mask(length) for item in items])
-        return cls(keys=keys, values=values, mask=mask)
-
-    def _padded_mask(self, length: int) -> Tensor:
-        mask = self.mask
-        if mask is None:
-            device = self.keys[0].device
-            mask = torch.ones(self.num_prompts, self.length, dtype=torch.bool, device=device)
-        return F.pad(mask, (0, length - self.length))
-
-
-@dataclass(frozen=True)
-class FrameText:
-    """Which prompt every latent frame reads, as indices into the prompts of `keys`.
-
-    Args:
-        keys: of `StreamDiT.text_keys`.
-        first: (batch,) or (batch, frames) long.
-        second: (batch,) or (batch, frames) long, or None: a second prompt to blend with.
-        weight: (batch, frames) in [0, 1], the share of the second prompt: every cross-attention
-            returns (1 - weight) * result(first) + weight * result(second). None without a second.
-    """
-
-    keys: TextKeys
-    first: Tensor
-    second: Tensor | None = None
-    weight: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        if (self.second is None) != (self.weight is None):
-            raise ConfigError("a second prompt and its weight must be given together")
-
-
 def sinusoid(positions: Tensor, width: int) -> Tensor:
     """Embed positions as cosines and sines of `width / 2` frequencies from 1 to 1/10,000.
 
@@ -242,9 +169,8 @@ class StreamDiT(nn.Module):
             nn.Linear(config.tau_width, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
         )
         self.modulation = nn.Linear(width, MODULATIONS * width)
-        self.text_embedding = nn.Sequential(
-            nn.Linear(config.text_width, width, bias=False), ScaledNorm(width)
-        )
+        self.text_embedding = nn.Linear(config.text_width, width, bias=False)
+        self.text_norm = ScaledNorm(width)
         self.frame_position = nn.Parameter(torch.empty(frames, width))
         self.row_position = nn.Parameter(torch.empty(height, width))
         self.column_position = nn.Parameter(torch.empty(columns, width))
@@ -262,7 +188,7 @@ class StreamDiT(nn.Module):
         Linear weights are normal with variance 1/inputs, so unit input gives unit output; biases
         are 0; norm scales are 1; positions are normal with deviation 0.02. Zero are: both
         modulations and the tables (so every gate), the output of the cross-attention and the head.
-        So every block starts as the identity, and the first velocity is 0.
+        So every block starts by adding the positions and nothing else, and the first velocity is 0.
 
         Args:
             generator: source of the draws, on the device of the weights; None is torch's own.
@@ -279,7 +205,7 @@ class StreamDiT(nn.Module):
                 nn.init.zeros_(module.table)
         for table in (self.frame_position, self.row_position, self.column_position):
             nn.init.normal_(table, std=0.02, generator=generator)
-        outputs = [block.cross_attention.output for block in self.blocks]
+        outputs = [attention.output for attention in self._cross_attentions()]
         for linear in (self.modulation, self.head_modulation, self.head, *outputs):
             nn.init.zeros_(linear.weight)
 
@@ -289,8 +215,9 @@ class StreamDiT(nn.Module):
         Args:
             condition: tokens (prompts, length, text_width) and their mask.
         """
-        tokens = self.text_embedding(condition.tokens.to(self.text_embedding[0].weight.dtype))
-        pairs = [block.cross_attention.keys_values(tokens) for block in self.blocks]
+        tokens = condition.tokens.to(self.text_embedding.weight.dtype)
+        tokens = self.text_norm(self.text_embedding(tokens))
+        pairs = [attention.keys_values(tokens) for attention in self._cross_attentions()]
         mask = None if bool(condition.mask.all()) else condition.mask
         return TextKeys(tuple(key for key, _ in pairs), tuple(value for _, value in pairs), mask)
 
@@ -315,17 +242,35 @@ class StreamDiT(nn.Module):
         Returns:
             Velocity pointing toward data, shape and dtype of the latents.
         """
+        self._check(latents, slots)
         position = self._positions(slots.to(latents.device))  # (f, s, d)
         x = self.patch_embedding(self._patches(latents)).to(position.dtype)  # (b, f, s, d)
         time = self._time(tau)  # (b, f, d)
         modulation = self.modulation(time).unflatten(-1, (MODULATIONS, -1))  # (b, f, 6, d)
         layers = self._layers(slots, x.shape[2], latents.device, present)
-        texts = _block_texts(text)
+        texts = text.per_block()
         for number, block in enumerate(self.blocks):
-            x = block(x, modulation, position, texts[number], *layers[number % 2])
+            x = block(x, modulation, position, texts[number], *layers[number % 2])  # (b, f, s, d)
         shift, scale = self.head_modulation(time).unsqueeze(2).chunk(2, dim=-1)
         values = self.head(modulate(rms_norm(x), shift, scale))  # (b, f, s, channels * patch)
         return self._unpatch(values).to(latents.dtype)
+
+    def _check(self, latents: Tensor, slots: Tensor) -> None:
+        frames, height, width = self.config.grid
+        if latents.shape[1] != self.config.latent_channels or latents.shape[3:] != (height, width):
+            raise ConfigError(
+                f"latents have channels, height and width {latents.shape[1]}, {latents.shape[3]}, "
+                f"{latents.shape[4]}; the model's are {self.config.latent_channels}, {height}, "
+                f"{width}"
+            )
+        if latents.shape[2] != len(slots) or len(slots) > frames:
+            raise ConfigError(
+                f"{latents.shape[2]} latent frames in {len(slots)} slots; each needs its own of "
+                f"the model's {frames}"
+            )
+
+    def _cross_attentions(self) -> list[CrossAttention]:
+        return [cast(Block, block).cross_attention for block in self.blocks]
 
     def _patches(self, latents: Tensor) -> Tensor:
         """(batch, channels, frames, height, width) -> (batch, frames, tokens, values)."""
@@ -378,20 +323,3 @@ class StreamDiT(nn.Module):
         shifted = (True, space, space)
         even = plan_windows(frames, grid, config.window, (False,) * 3, (False,) * 3, device)
         return even, plan_windows(frames, grid, config.window, shifted, wrap, device)
-
-
-def _block_texts(text: FrameText) -> list[BlockText]:
-    """Gather the prompts of every block, one row per sample or per latent frame."""
-    first = _prompt_rows(text.keys, text.first)
-    if text.second is None or text.weight is None:
-        return [BlockText(rows, None) for rows in first]
-    second = _prompt_rows(text.keys, text.second)
-    weight = text.weight[:, :, None, None].to(text.keys.values[0].dtype)
-    return [BlockText(one, (two, weight)) for one, two in zip(first, second, strict=True)]
-
-
-def _prompt_rows(keys: TextKeys, index: Tensor) -> list[PromptRows]:
-    flat = index.flatten()
-    mask = None if keys.mask is None else keys.mask[flat][:, None, None]
-    pairs = zip(keys.keys, keys.values, strict=True)
-    return [PromptRows(k.index_select(0, flat), v.index_select(0, flat), mask) for k, v in pairs]
