@@ -156,6 +156,17 @@ def test_calls_of_a_stream_are_counted_and_each_tau_is_the_tables() -> None:
     assert [first for first, _, _ in velocity.windows] == [0] * 8 + [2, 2, 4, 4]
 
 
+def test_growing_start_of_the_student_does_the_work_of_four_and_a_half_full_calls() -> None:
+    noise = noise_of(0)
+    velocity = StraightLine(noise)
+    buffer = buffer_of(Partition(num_chunks=8, chunk_size=2, micro_steps=1))
+    warm_up(buffer, velocity, noise, no_text, "ramp")
+    cycle(buffer, velocity, noise, no_text)
+    sizes = [len(tau) for _, tau, _ in velocity.windows]
+    assert sizes == [2, 4, 6, 8, 10, 12, 14, 16]
+    assert sum(sizes) / 16 == 4.5
+
+
 def test_references_appear_as_chunks_are_emitted_and_slide_with_the_buffer() -> None:
     noise = noise_of(0)
     velocity, buffer = StraightLine(noise), buffer_of(REFERENCES)

@@ -400,10 +400,3 @@ def test_sec5_first_emission_of_the_student_needs_n_calls_and_one_more_with_refe
     partition = Partition(num_reference=reference, num_chunks=8, chunk_size=2, micro_steps=1)
     recorder, _ = _recorded(partition, start, cycles=1)
     assert len(recorder.calls) == calls
-
-
-def test_growing_start_does_the_work_of_four_and_a_half_full_calls() -> None:
-    recorder, _ = _recorded(STUDENT, "ramp", cycles=1)
-    sizes = [len(frames) for frames, _ in recorder.calls]
-    assert sizes == [2, 4, 6, 8, 10, 12, 14, 16]
-    assert sum(sizes) / 16 == 4.5
