@@ -64,6 +64,7 @@ def _recorded(partition: Partition, start: str, cycles: int) -> tuple[Recorder, 
 
 def test_eq1_tau_zero_is_noise_and_tau_one_is_data_but_for_sigma_min() -> None:
     clean, noise = _pair()
+    assert SIGMA_MIN == 1e-5
     assert torch.equal(interpolate(clean, noise, torch.zeros(4)), noise)
     at_one = interpolate(clean, noise, torch.ones(4, dtype=torch.float64))
     torch.testing.assert_close(at_one - clean, SIGMA_MIN * noise, rtol=0, atol=1e-15)
@@ -71,16 +72,15 @@ def test_eq1_tau_zero_is_noise_and_tau_one_is_data_but_for_sigma_min() -> None:
 
 def test_eq1_interpolates_as_written() -> None:
     clean, noise = _pair()
-    tau = 0.3
-    expected = tau * clean + (1 - (1 - 1e-5) * tau) * noise
-    found = interpolate(clean, noise, torch.full((4,), tau, dtype=torch.float64))
+    expected = 0.3 * clean + (1 - (1 - 1e-5) * 0.3) * noise
+    found = interpolate(clean, noise, torch.full((4,), 0.3, dtype=torch.float64))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
 
 
 def test_eq2_target_velocity_is_the_slope_of_eq1_at_every_tau() -> None:
     clean, noise = _pair()
     expected = target_velocity(clean, noise)
-    torch.testing.assert_close(expected, clean - (1 - 1e-5) * noise, rtol=0, atol=0)
+    assert torch.equal(expected, clean - (1 - 1e-5) * noise)
     for low, high in ((0.0, 0.1), (0.25, 0.75), (0.9, 1.0)):
         borders = [torch.full((4,), tau, dtype=torch.float64) for tau in (low, high)]
         before, after = (interpolate(clean, noise, tau) for tau in borders)
@@ -125,10 +125,6 @@ def test_eq6_each_frame_takes_its_own_step_and_zero_leaves_it_untouched() -> Non
     moved = euler_step(noisy, target_velocity(clean, noise), delta)
     assert torch.equal(moved[:, :, 0], noisy[:, :, 0])
     torch.testing.assert_close(moved, interpolate(clean, noise, tau + delta), rtol=0, atol=1e-14)
-
-
-def test_sec31_sigma_min_is_that_of_the_base_model() -> None:
-    assert SIGMA_MIN == 1e-5
 
 
 # Equation 7 and Table 1: the partition
