@@ -74,13 +74,34 @@ class AutoencoderConfig:
             raise ConfigError("widths, blocks and latent channels must be at least 1")
 
 
+class Convolution(nn.Module):
+    """A 2-D convolution that keeps height and width (or halves them with stride 2).
+
+    The kernel is stored as a matrix (outputs, inputs * size * size), so that Muon can train it.
+    """
+
+    def __init__(self, inputs: int, outputs: int, size: int = 3, stride: int = 1) -> None:
+        super().__init__()
+        self.kernel_shape = (outputs, inputs, size, size)
+        self.stride = stride
+        self.weight = nn.Parameter(torch.empty(outputs, inputs * size * size))
+        self.bias = nn.Parameter(torch.empty(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (images, inputs, height, width) to (images, outputs, height, width)."""
+        kernel = self.weight.view(self.kernel_shape)
+        padding = self.kernel_shape[-1] // 2
+        x = x.contiguous(memory_format=torch.channels_last)
+        return F.conv2d(x, kernel, self.bias, stride=self.stride, padding=padding)
+
+
 class MemoryBlock(nn.Module):
     """Residual block that sees each frame beside the frame before it."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.mix = nn.Conv2d(2 * width, width, 3, padding=1)
-        self.out = nn.Conv2d(width, width, 3, padding=1)
+        self.mix = Convolution(2 * width, width)
+        self.out = Convolution(width, width)
 
     def forward(self, x_bfchw: Tensor, past_bchw: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the block's output and the frame to remember.
@@ -92,7 +113,6 @@ class MemoryBlock(nn.Module):
         past = torch.zeros_like(x_bfchw[:, 0]) if past_bchw is None else past_bchw
         before_bfchw = torch.cat([past.unsqueeze(1), x_bfchw[:, :-1]], dim=1)
         pair = torch.cat([x_bfchw, before_bfchw], dim=2).flatten(0, 1)
-        pair = pair.contiguous(memory_format=torch.channels_last)
         update = self.out(F.silu(self.mix(F.silu(pair))))
         return x_bfchw + update.unflatten(0, x_bfchw.shape[:2]), x_bfchw[:, -1]
 
@@ -103,14 +123,13 @@ class Downsample(nn.Module):
     def __init__(self, width: int, width_out: int, joins_frames: bool) -> None:
         super().__init__()
         self.frames = 2 if joins_frames else 1
-        self.conv = nn.Conv2d(width * self.frames, width_out, 3, stride=2, padding=1)
+        self.conv = Convolution(width * self.frames, width_out, stride=2)
 
     def forward(self, x_bfchw: Tensor) -> Tensor:
         batch, frames = x_bfchw.shape[:2]
         joined = x_bfchw.reshape(
             batch * frames // self.frames, -1, *x_bfchw.shape[3:]
         )  # neighbouring frames side by side in the channels
-        joined = joined.contiguous(memory_format=torch.channels_last)
         return self.conv(joined).unflatten(0, (batch, frames // self.frames))
 
 
@@ -120,12 +139,12 @@ class Upsample(nn.Module):
     def __init__(self, width: int, width_out: int, splits_frames: bool) -> None:
         super().__init__()
         self.frames = 2 if splits_frames else 1
-        self.conv = nn.Conv2d(width, width_out * self.frames, 3, padding=1)
+        self.conv = Convolution(width, width_out * self.frames)
 
     def forward(self, x_bfchw: Tensor) -> Tensor:
         batch, frames = x_bfchw.shape[:2]
         larger = F.interpolate(x_bfchw.flatten(0, 1), scale_factor=2.0, mode="nearest")
-        x = self.conv(larger.contiguous(memory_format=torch.channels_last))
+        x = self.conv(larger)
         return x.reshape(batch, frames * self.frames, -1, *x.shape[2:])
 
 
@@ -169,7 +188,7 @@ class Autoencoder(nn.Module):
         coarse_to_fine = list(config.widths)
         last = len(coarse_to_fine) - 1
         # Time is halved at the two transitions nearest the latent: cheap fine stages stay 2-D-like.
-        self.encoder_in = nn.Conv2d(patch_channels, coarse_to_fine[-1], 3, padding=1)
+        self.encoder_in = Convolution(patch_channels, coarse_to_fine[-1])
         self.encoder = nn.ModuleList()
         for stage in range(last, -1, -1):
             for _ in range(config.encoder_blocks[stage]):
@@ -177,9 +196,9 @@ class Autoencoder(nn.Module):
             if stage > 0:
                 widths = coarse_to_fine[stage], coarse_to_fine[stage - 1]
                 self.encoder.append(Downsample(*widths, joins_frames=stage <= 2))
-        self.encoder_out = nn.Conv2d(coarse_to_fine[0], config.latent_channels, 1)
+        self.encoder_out = Convolution(coarse_to_fine[0], config.latent_channels, size=1)
         self.latent_norm = LatentNorm(config.latent_channels)
-        self.decoder_in = nn.Conv2d(config.latent_channels, coarse_to_fine[0], 3, padding=1)
+        self.decoder_in = Convolution(config.latent_channels, coarse_to_fine[0])
         self.decoder = nn.ModuleList()
         for stage in range(last + 1):
             for _ in range(config.decoder_blocks[stage]):
@@ -187,7 +206,7 @@ class Autoencoder(nn.Module):
             if stage < last:
                 widths = coarse_to_fine[stage], coarse_to_fine[stage + 1]
                 self.decoder.append(Upsample(*widths, splits_frames=stage < 2))
-        self.decoder_out = nn.Conv2d(coarse_to_fine[-1], patch_channels, 3, padding=1)
+        self.decoder_out = Convolution(coarse_to_fine[-1], patch_channels)
         self.init_weights()
 
     @torch.no_grad()
@@ -199,10 +218,8 @@ class Autoencoder(nn.Module):
         zero; the latent norm does nothing.
         """
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                inputs = module.weight[0].numel()
-                nn.init.normal_(module.weight, std=inputs**-0.5)
-                assert module.bias is not None
+            if isinstance(module, Convolution):
+                nn.init.normal_(module.weight, std=module.weight.shape[1] ** -0.5)
                 nn.init.zeros_(module.bias)
             elif isinstance(module, LatentNorm):
                 nn.init.zeros_(module.mean)
@@ -311,7 +328,7 @@ class Autoencoder(nn.Module):
         batch, frames = video.shape[0], video.shape[2]
         x = (video * 2 - 1).transpose(1, 2).flatten(0, 1)
         x = F.pixel_unshuffle(x, self.config.pixel_patch)
-        x = self.encoder_in(x.contiguous(memory_format=torch.channels_last))
+        x = self.encoder_in(x)
         x_bfchw, remembered = _run(self.encoder, x.unflatten(0, (batch, frames)), state)
         z = self.encoder_out(F.silu(x_bfchw.flatten(0, 1))).unflatten(0, x_bfchw.shape[:2])
         return self.latent_norm(z).transpose(1, 2), remembered
@@ -319,7 +336,7 @@ class Autoencoder(nn.Module):
     def _decode(self, latents: Tensor, state: State | None) -> tuple[Tensor, State]:
         batch, frames = latents.shape[0], latents.shape[2]
         x = latents.transpose(1, 2).flatten(0, 1)
-        x = self.decoder_in(x.contiguous(memory_format=torch.channels_last))
+        x = self.decoder_in(x)
         x_bfchw, remembered = _run(self.decoder, x.unflatten(0, (batch, frames)), state)
         pixels = self.decoder_out(F.silu(x_bfchw.flatten(0, 1)))
         pixels = F.pixel_shuffle(pixels, self.config.pixel_patch)

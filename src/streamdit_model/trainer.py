@@ -36,6 +36,8 @@ __all__ = ["Averages", "LoopConfig", "Stage", "Task", "Trainer", "learning_rate_
 
 _log = logging.getLogger(__name__)
 
+MUON_STACKS = ("blocks", "layers", "encoder", "decoder")  # repeated layers of our networks
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stage:
@@ -325,8 +327,8 @@ def _optimizers(
     matrices, rest = [], []
     for module in modules.values():
         for name, parameter in module.named_parameters():
-            in_block = "blocks." in name or "layers." in name
-            is_matrix = parameter.ndim == 2 and name.endswith("weight") and in_block
+            in_stack = any(f"{stack}." in name for stack in MUON_STACKS)
+            is_matrix = parameter.ndim == 2 and name.endswith("weight") and in_stack
             (matrices if uses_muon and is_matrix else rest).append(parameter)
     optimizers: dict[str, torch.optim.Optimizer] = {
         "adamw": torch.optim.AdamW(
