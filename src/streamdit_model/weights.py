@@ -2,25 +2,24 @@
 
 The folder holds `transformer`, `autoencoder` and `text`, each as `NAME.safetensors` or, when it is
 large, as numbered shards with `NAME.safetensors.index.json`. `config.json` is the only source of
-the architecture and of how to sample; nothing is inferred from names. The configuration of each
-part lives in the file of the part and is only joined here. No pickle is ever opened.
+the architecture and of how to sample; nothing is inferred from names. No pickle is ever opened.
 """
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from streamdit_model.autoencoder import TIME_FACTOR, Autoencoder, AutoencoderConfig
-from streamdit_model.configuration import from_table, to_table
+from streamdit_model.autoencoder import Autoencoder
 from streamdit_model.errors import ConfigError, DeviceError, WeightsError
-from streamdit_model.partition import Partition
+from streamdit_model.model_config import FORMAT, ModelConfig
 from streamdit_model.sampling import Window
 from streamdit_model.shards import (
     MAX_JSON_BYTES,
@@ -40,8 +39,8 @@ from streamdit_model.storage import (
     remove_leftovers,
     write_text,
 )
-from streamdit_model.text import TextConfig, TextEncoder
-from streamdit_model.transformer import FrameText, StreamDiT, TransformerConfig
+from streamdit_model.text import TextEncoder
+from streamdit_model.transformer import FrameText, StreamDiT
 
 __all__ = [
     "FORMAT",
@@ -50,100 +49,19 @@ __all__ = [
     "describe",
     "load",
     "load_states",
+    "meta_modules",
     "read_config",
     "save",
 ]
 
-FORMAT = "streamdit-model-1"
 PARTS = ("transformer", "autoencoder", "text")
 _FILE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _DTYPES = (torch.float32, torch.bfloat16, torch.float64)
-_LARGEST = 2**20  # of a whole number in config.json
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_DRAWS = (Tensor.normal_, Tensor.uniform_)
 _SHOWN = 3  # problems named in a message
 
 States = dict[str, dict[str, Tensor]]
 """Part ("transformer", "autoencoder", "text") -> parameter name -> tensor."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ModelConfig:
-    """All that `config.json` says.
-
-    Args:
-        name: of the model, lower case, at most 64 characters.
-        fps: video frames a second, above 0 and at most 240.
-        height: of the video in pixels.
-        width: of the video in pixels.
-        partition: how the buffer moves.
-        start: how a stream begins, see `sampling.warm_up`.
-        stepper: how a micro step is made, see `sampling.cycle`.
-        distilled: True when guidance is baked in; then guidance_scale is 1.
-        guidance_scale: default of guidance, 1 is off.
-        strength: default noise level of entry for video to video, 0 to 1.
-        transformer, autoencoder, text: the parts; their channels, widths and sizes agree.
-
-    Raises:
-        ConfigError: a number is out of range, or two parts do not agree; both numbers are named.
-    """
-
-    name: str
-    fps: float
-    height: int
-    width: int
-    partition: Partition
-    start: Literal["ramp", "clip"]
-    stepper: Literal["euler", "renoise"]
-    distilled: bool
-    guidance_scale: float
-    strength: float
-    transformer: TransformerConfig
-    autoencoder: AutoencoderConfig
-    text: TextConfig
-
-    def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name):
-            raise ConfigError(f"name {quoted(self.name)} is not lower case letters, digits, . _ -")
-        ranges = {"fps": (1e-3, 240.0), "guidance_scale": (0.0, 100.0), "strength": (0.0, 1.0)}
-        for name, (least, most) in ranges.items():
-            if not least <= getattr(self, name) <= most:
-                raise ConfigError(f"{name} {getattr(self, name)} is not in {least:g} to {most:g}")
-        if self.distilled and self.guidance_scale != 1.0:
-            raise ConfigError(f"guidance_scale {self.guidance_scale} of a distilled model is not 1")
-        frames = self.partition.buffer_length * TIME_FACTOR
-        latents = Autoencoder.latent_shape(frames, self.height, self.width)
-        pairs = {
-            "transformer.grid": (self.transformer.grid, "partition and size", latents),
-            "transformer.latent_channels": (
-                self.transformer.latent_channels,
-                "autoencoder.latent_channels",
-                self.autoencoder.latent_channels,
-            ),
-            "transformer.text_width": (
-                self.transformer.text_width,
-                "text.width",
-                self.text.width,
-            ),
-        }
-        for name, (found, other, expected) in pairs.items():
-            if found != expected:
-                raise ConfigError(f"{name} {found} is not {expected} of {other}")
-
-    @classmethod
-    def from_dict(cls, table: object) -> "ModelConfig":
-        """Make a configuration from parsed JSON, strictly.
-
-        Raises:
-            ConfigError: a key or value does not fit; its place is named.
-        """
-        if not isinstance(table, Mapping) or table.get("format") != FORMAT:
-            raise ConfigError(f"this is not a model configuration of the format {FORMAT}")
-        rest = {key: value for key, value in table.items() if key != "format"}
-        return from_table(cls, rest, largest=_LARGEST)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values that `from_dict` and JSON give back as they are."""
-        return {"format": FORMAT, **to_table(self)}
 
 
 @dataclass(slots=True, eq=False)
@@ -300,7 +218,7 @@ def save(
         raise ConfigError(f"dtype {dtype} is not one of {', '.join(map(str, _FILE_DTYPES))}")
     folder = Path(folder).absolute()
     states = dict(zip(PARTS, (transformer_state, autoencoder_state, text_state), strict=True))
-    modules = _meta_modules(config)
+    modules = meta_modules(config)
     for part, state in states.items():
         found = {name: TensorEntry(t.dtype, tuple(t.shape), 0) for name, t in state.items()}
         _check_fit(f"{part} state", found, modules[part], (*_FILE_DTYPES, torch.float64))
@@ -316,9 +234,28 @@ def save(
         write_text(partial / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
 
 
-def _meta_modules(config: ModelConfig) -> dict[str, nn.Module]:
-    """Build the parts without memory for their parameters."""
-    with torch.device("meta"):
+class _WithoutDraws(TorchFunctionMode):
+    """Leave out the random initial values of modules.
+
+    On the meta device they cost seconds: the first draw there imports the whole compiler.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", "") == "torch.nn.init" or func in _DRAWS:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+def meta_modules(config: ModelConfig) -> dict[str, nn.Module]:
+    """Build transformer, autoencoder and text on the meta device: shapes without memory."""
+    with torch.device("meta"), _WithoutDraws():
         return {
             "transformer": StreamDiT(config.transformer),
             "autoencoder": Autoencoder(config.autoencoder),
@@ -338,7 +275,7 @@ def _checked_modules(folder: Path, config: ModelConfig) -> dict[str, nn.Module]:
                 f"{part} in {folder} has {len(entries[part])} tensors, config.json wants {depth}"
                 " layers"
             )
-    modules = _meta_modules(config)
+    modules = meta_modules(config)
     for part, module in modules.items():
         _check_fit(f"{part} in {folder}", entries[part], module, _FILE_DTYPES)
     return modules
