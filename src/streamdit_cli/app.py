@@ -27,6 +27,14 @@ from streamdit_cli.errors import (
     Stopped,
     TerminalError,
     UsageError,
+    is_out_of_memory,
+)
+from streamdit_model.errors import (
+    ConfigError,
+    DeviceError,
+    NumericsError,
+    StreamDiTError,
+    WeightsError,
 )
 
 __all__ = ["COMMANDS", "ExitCode", "app", "main"]
@@ -70,20 +78,17 @@ _CONTEXT_SETTINGS: dict[str, Any] = {
     "token_normalize_func": lambda token: token.replace("_", "-"),
 }
 
-_EXIT_CODES: tuple[tuple[type[TerminalError], ExitCode], ...] = (
+_EXIT_CODES: tuple[tuple[type[TerminalError | StreamDiTError], ExitCode], ...] = (
     (UsageError, ExitCode.USAGE),
     (InputError, ExitCode.INPUT),
     (DownloadError, ExitCode.WEIGHTS),
     (MissingWeights, ExitCode.WEIGHTS),
     (OutputError, ExitCode.OUTPUT),
+    (ConfigError, ExitCode.USAGE),
+    (WeightsError, ExitCode.WEIGHTS),
+    (DeviceError, ExitCode.DEVICE),
+    (NumericsError, ExitCode.NUMERICS),
 )
-
-_LIBRARY_EXIT_CODES = {
-    "ConfigError": ExitCode.USAGE,
-    "WeightsError": ExitCode.WEIGHTS,
-    "DeviceError": ExitCode.DEVICE,
-    "NumericsError": ExitCode.NUMERICS,
-}
 
 # What Typer raises for a wrong command line has no public name of its own.
 _TYPER_USAGE_ERROR = typer.BadParameter.__bases__[0]
@@ -216,7 +221,9 @@ def _report(error: BaseException, *, debug: bool) -> int:
     from streamdit_cli import console
 
     code, message, hint = _explain(error)
-    if message:
+    if message and isinstance(error, Stopped):  # asked for, so no error
+        console.plain(f"{message}; {hint}" if hint else message)
+    elif message:
         console.error(message, hint)
     if debug:
         for line in "".join(traceback.format_exception(error)).splitlines():
@@ -232,13 +239,10 @@ def _explain(error: BaseException) -> tuple[int, str, str]:
         return _explain_usage(error)
     if isinstance(error, Stopped):
         return 128 + error.signal_number, str(error), error.hint
-    if isinstance(error, TerminalError):
-        codes = (code for kind, code in _EXIT_CODES if isinstance(error, kind))
-        return next(codes, ExitCode.UNEXPECTED), str(error), error.hint
-    for kind in type(error).__mro__:
-        if kind.__module__ == "streamdit_model.errors" and kind.__name__ in _LIBRARY_EXIT_CODES:
-            return _LIBRARY_EXIT_CODES[kind.__name__], str(error), getattr(error, "hint", "")
-    if _is_out_of_memory(error):
+    for kind, code in _EXIT_CODES:
+        if isinstance(error, kind):
+            return code, str(error), error.hint
+    if is_out_of_memory(error):
         hint = "take a smaller model (-m) or another --device"
         return ExitCode.DEVICE, f"out of memory: {_one_line(error)}", hint
     message = f"unexpected {type(error).__name__}: {_one_line(error)}"
@@ -252,13 +256,6 @@ def _explain_usage(error: Any) -> tuple[int, str, str]:
         return ExitCode.USAGE, "", ""
     message = error.format_message().replace(": Value error, ", ": ").rstrip(".")
     return ExitCode.USAGE, message, f"{path} --help"
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out: on a CPU torch says so only in the words of a RuntimeError."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
 def _one_line(error: BaseException) -> str:

@@ -13,6 +13,7 @@ __all__ = [
     "Stopped",
     "TerminalError",
     "UsageError",
+    "is_out_of_memory",
 ]
 
 
@@ -55,3 +56,10 @@ class Stopped(TerminalError):
     def __init__(self, signal_number: int, message: str, hint: str = "") -> None:
         super().__init__(message, hint)
         self.signal_number = signal_number
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: on a CPU torch says so only in the words of a RuntimeError."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
