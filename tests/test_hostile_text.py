@@ -7,6 +7,7 @@ one of our own errors, and what is printed holds no control or bidirectional cha
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from hypothesis import strategies as st
 
 from streamdit_cli import console, presets
 from streamdit_cli.app import ExitCode, main
-from streamdit_cli.errors import MissingWeights, UsageError
+from streamdit_cli.errors import InputError, MissingWeights, UsageError
+from streamdit_cli.output import free_name
+from streamdit_cli.prompts import read_prompts
 
 CASES = 200
 ALL_CASES = 20_000
@@ -134,6 +137,26 @@ def check_name(name: str) -> None:
         check_safe(str(error))
 
 
+def check_prompt(text: str, folder: Path) -> None:
+    """A prompt, alone or in a file, is taken as Unicode text or refused with one visible line."""
+    path = folder / "prompts.txt"
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    for word in (f"@{path}", text):
+        if word == "-":  # standard input
+            continue
+        try:
+            found = read_prompts([word])
+        except (UsageError, InputError) as error:
+            check_safe(str(error))
+            continue
+        assert found
+        for prompt in found:
+            assert prompt.strip()
+            prompt.encode("utf-8")
+            name = free_name(prompt)
+            assert re.fullmatch(r"[a-z0-9-]{1,80}\.mp4", name)
+
+
 def check_command_line(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     code = main(["info", "--", *words])
     out, err = capsys.readouterr()
@@ -186,6 +209,12 @@ def test_model_name_is_found_or_refused(name: str) -> None:
 
 
 @few
+@given(text=outside_text)
+def test_prompt_is_taken_or_refused(text: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    check_prompt(text, tmp_path_factory.getbasetemp())
+
+
+@few
 @given(words=st.lists(outside_text, max_size=2))
 def test_command_line_ends_with_a_code_and_visible_text(
     words: list[str], capsys: pytest.CaptureFixture[str]
@@ -208,6 +237,7 @@ def test_hostile_text_in_full_count(
     check_preset_file(file, tmp_path_factory.getbasetemp())
     check_change(change)
     check_name(text)
+    check_prompt(text, tmp_path_factory.getbasetemp())
     check_command_line([text], capsys)
 
 
