@@ -14,6 +14,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -169,6 +170,7 @@ class Stream:
             velocity=velocity,
             seed=seed,
             start=start,
+            prompts_ahead=run.prompts_ahead,
             check=run.check,
         )
         memory = None
@@ -250,7 +252,7 @@ class Stream:
         record = {
             "settings": dict(self._settings),
             "plan": dict(self.plan),
-            "model": model_fingerprint(self._model),
+            "model": self._fingerprint,
             "chunks": self._chunks,
             "frames": self._frames,
             "buffer": None if cut is None else cut.record["buffer"],
@@ -269,6 +271,10 @@ class Stream:
             OSError: the disk is full or refuses.
         """
         save_state(path, self.state())
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return model_fingerprint(self._model)
 
     def _take(self) -> VideoChunk | None:
         """Return the next whole chunk of the stages and keep its cut."""

@@ -46,7 +46,6 @@ __all__ = [
 
 TextWork = Callable[[], TextKeys]
 Submit = Callable[[TextWork], "Future[TextKeys]"]
-PROMPTS_AHEAD = 2  # scripted prompts that are encoded before their time
 KEYS_KEPT = 8  # prompts whose keys stay beside those in use
 
 
@@ -165,6 +164,7 @@ class Denoiser:
         velocity: of the model, with its guidance.
         seed: of the noise.
         start: "ramp" or "clip".
+        prompts_ahead: scripted prompts asked for before their time.
         check: called before every micro step; what it raises ends the work.
     """
 
@@ -177,11 +177,13 @@ class Denoiser:
         velocity: Velocity,
         seed: int,
         start: str,
+        prompts_ahead: int,
         check: Callable[[], None],
     ) -> None:
         self._config = model.config
         self._timeline, self._keys, self._velocity = timeline, keys, velocity
         self._seed, self._start, self._check = seed, start, check
+        self._prompts_ahead = prompts_ahead
         self._device = model.device
         self._buffer = new_buffer(model, batch=1)
         self._noise = keyed_noise([seed], *_frame_shape(model), device=model.device)
@@ -238,7 +240,7 @@ class Denoiser:
             is_ready=self._keys.is_ready,
             wait=self._keys.wait,
         )
-        for prompt in self._timeline.upcoming(PROMPTS_AHEAD):
+        for prompt in self._timeline.upcoming(self._prompts_ahead):
             self._keys.request(prompt)
         self._timeline.observe(made)
         self._warm_up_step += 1

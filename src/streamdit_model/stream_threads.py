@@ -36,6 +36,8 @@ class _Stopped(Exception):
 class InlineRun:
     """All stages in the reader's thread."""
 
+    prompts_ahead = 0  # nothing is gained by encoding early in the same thread
+
     def submit(self, work: TextWork) -> Future[TextKeys]:
         """Encode a prompt now."""
         return encode_now(work)
@@ -62,6 +64,8 @@ class InlineRun:
 
 class ThreadedRun:
     """Each stage in a thread of its own, at most `chunks_ahead` chunks before the reader."""
+
+    prompts_ahead = 2
 
     def __init__(self, device: torch.device, chunks_ahead: int) -> None:
         self._device = device
