@@ -9,9 +9,7 @@ the only `except` that catches everything.
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import platform
-import traceback
 from collections.abc import Sequence
 from enum import IntEnum
 from typing import Annotated, Any
@@ -146,9 +144,11 @@ def _note_debug(ctx: typer.Context, value: bool) -> None:
 def _show_version(value: bool) -> None:
     """Print the versions that decide which frames a seed gives, and stop."""
     if value:
-        versions = [f"{name} {importlib.metadata.version(name)}" for name in ("torch", "av")]
+        from importlib.metadata import version
+
+        versions = [f"{name} {version(name)}" for name in ("torch", "av")]
         others = ", ".join([*versions, f"Python {platform.python_version()}"])
-        typer.echo(f"streamdit {importlib.metadata.version('streamdit')} ({others})")
+        typer.echo(f"streamdit {version('streamdit')} ({others})")
         raise typer.Exit
 
 
@@ -226,6 +226,8 @@ def _report(error: BaseException, *, debug: bool) -> int:
     elif message:
         console.error(message, hint)
     if debug:
+        import traceback
+
         for line in "".join(traceback.format_exception(error)).splitlines():
             console.plain(line)
     return code
