@@ -151,7 +151,8 @@ class Upsample(nn.Module):
 class LatentNorm(nn.Module):
     """Give every latent channel mean 0 and deviation 1 over the training data.
 
-    In training the batch's own statistics are used and remembered; else the remembered ones.
+    The statistics are running averages, in training too: those of one small batch would take away
+    what its clips have in common, such as the colors.
     Choice: so that noise of the flow and noise added in autoencoder training have a fixed scale.
     """
 
@@ -163,14 +164,14 @@ class LatentNorm(nn.Module):
 
     def forward(self, x_bfchw: Tensor) -> Tensor:
         if self.training:
-            mean = x_bfchw.float().mean((0, 1, 3, 4))
-            deviation = x_bfchw.float().std((0, 1, 3, 4)).clamp_min(1e-4)
             with torch.no_grad():
-                self.mean.lerp_(mean.detach(), self.momentum)
-                self.deviation.lerp_(deviation.detach(), self.momentum)
-        else:
-            mean, deviation = self.mean, self.deviation
+                values = x_bfchw.float()
+                mean = values.mean((0, 1, 3, 4))
+                spread = (values - self.mean.view(1, 1, -1, 1, 1)).square().mean((0, 1, 3, 4))
+                self.mean.lerp_(mean, self.momentum)
+                self.deviation.lerp_(spread.sqrt().clamp_min(1e-4), self.momentum)
         shape = (1, 1, -1, 1, 1)
+        mean, deviation = self.mean.clone(), self.deviation.clone()
         return (x_bfchw - mean.view(shape).to(x_bfchw)) / deviation.view(shape).to(x_bfchw)
 
 

@@ -44,7 +44,7 @@ class Stage:
     """A stretch of training with one learning rate.
 
     Args:
-        name: stage name; the paper's are base, task, generalize and quality.
+        name: stage name; in a recipe the name of its table.
         steps: optimizer steps, at least 0.
         learning_rate: of AdamW.
         muon_learning_rate: of Muon; 0 leaves its matrices to AdamW.
@@ -53,7 +53,7 @@ class Stage:
         final_share: share of the rate that is left at the end of the fall.
     """
 
-    name: str
+    name: str = ""
     steps: int
     learning_rate: float
     muon_learning_rate: float = 0.0
