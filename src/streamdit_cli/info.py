@@ -205,20 +205,21 @@ def _describe_run(run: Path, training: dict[str, Any]) -> Description:
 
 
 def _last_metrics(run: Path) -> dict[str, Any]:
-    """Return the last whole line of a run's metrics; empty when it is no run."""
-    try:
-        with open(run / "metrics.jsonl", "rb") as file:
-            file.seek(max(0, file.seek(0, 2) - _LONGEST_LINE))
-            lines = file.read().splitlines()
-    except (OSError, ValueError):
-        return {}
-    for line in reversed(lines):
+    """Return where a run was when it last wrote its metrics; empty when it is no run."""
+    for path in (run / "metrics.jsonl", run / "autoencoder" / "metrics.jsonl"):
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):  # cut short, or not the end of the file's last line
+            with open(path, "rb") as file:
+                file.seek(max(0, file.seek(0, 2) - _LONGEST_LINE))
+                lines = file.read().splitlines()
+        except (OSError, ValueError):
             continue
-        if isinstance(record, dict):
-            return {key: record[key] for key in ("stage", "step", "loss") if key in record}
+        for line in reversed(lines):
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError):  # cut short
+                continue
+            if isinstance(record, dict):
+                return {key: record[key] for key in ("stage", "step", "loss") if key in record}
     return {}
 
 
