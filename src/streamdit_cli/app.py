@@ -100,12 +100,12 @@ class CommandGroup(TyperGroup):
         for name, line in COMMANDS.items():  # stand-ins, enough for the help and for suggestions
             self.add_command(TyperCommand(name, help=line))
 
-    def resolve_command(self, ctx: typer.Context, args: list[str]) -> tuple[Any, Any, list[str]]:
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[Any, Any, list[str]]:
         """Return (name, the real command, the other words), the module imported now."""
         name, command, rest = super().resolve_command(ctx, args)
         return name, load_command(name) if name in COMMANDS else command, rest
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         """Run the command; that the reader closed the pipe is an ordinary end."""
         try:
             return super().invoke(ctx)
@@ -125,6 +125,7 @@ def load_command(name: str) -> TyperCommand:
         getattr(module, name)
     )
     command = typer.main.get_command(single)
+    assert isinstance(command, TyperCommand)
     donor = typer.main.get_command(_debug_only)
     command.params.extend(param for param in donor.params if param.name == "debug")
     return command
