@@ -136,7 +136,7 @@ def _fit_circling(moved: Tensor, known: Tensor) -> tuple[float, float, bool]:
         sine = torch.sin(rate * after) - torch.sin(rate * before)
         # radius * (cos(wt + phase), sin(wt + phase)), linear in radius * (cos, sin)(phase)
         design = torch.stack([torch.stack([cosine, sine], 1), torch.stack([-sine, cosine], 1)], 2)
-        design, value = design[known.T.T], moved[known]
+        design, value = design[known], moved[known]
         found = torch.linalg.lstsq(design, value[:, None]).solution
         rest = float((value - (design @ found)[:, 0]).square().sum())
         radius = float(found.square().sum().sqrt())

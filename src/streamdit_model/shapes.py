@@ -90,7 +90,7 @@ BOUNCE_RATE, CIRCLE_RATE, SPIN_RATE, PULSE_RATE = 1.6, 2.2, 2.5, 4.0  # rad/s
 CIRCLE_RADIUS = 0.5
 PULSE_DEPTH = 0.4
 SPEED_RANGE = (0.7, 1.0)  # half frames per second
-MARGIN = 0.03  # a resting object keeps one pixel of a 64-pixel frame between itself and the border
+MARGIN = 0.03  # between a resting object and the border: one pixel of 64
 GLIDE_SECONDS = 0.25
 
 # All lengths in units of r. Choice: shapes-world.md gives areas; the proportions are ours.
@@ -397,8 +397,8 @@ def _continued(clip: Clip, seconds: float, name: str, value: str) -> Clip:
     dx, dy = DIRECTIONS.get(new.motion, (0, 0))
     new = replace(
         new,
-        x=min(max(x, left), right) - dx * clip.speed * seconds,
-        y=min(max(y, top), bottom) - dy * clip.speed * seconds,
+        x=min(max(x, left), right - 1e-6) - dx * clip.speed * seconds,
+        y=min(max(y, top), bottom - 1e-6) - dy * clip.speed * seconds,
         phase=phase,
         since=seconds,
         offset=(0.0, 0.0, 0.0, 0.0),

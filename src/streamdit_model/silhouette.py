@@ -147,26 +147,42 @@ def _main_object(mask: Tensor) -> tuple[Tensor, Tensor]:
         the rest, (frames,). A rest as large as an object is kept: a star that leaves the frame
         shows its legs apart.
     """
-    solid = mask * (F.avg_pool2d(mask[:, None], 3, stride=1, padding=1)[:, 0] > 0.4)  # no specks
-    cells = F.adaptive_max_pool2d(solid[:, None], FLOOD)
-    thickness = F.avg_pool2d(cells, 5, stride=1, padding=2) + cells
-    reached = F.one_hot(thickness.flatten(1).argmax(1), FLOOD**2).view_as(cells).float() * cells
+    is_solid = F.avg_pool2d(mask[:, None], 3, stride=1, padding=1)[:, 0] > 0.4  # no specks
+    solid = mask * is_solid
+    cells = F.adaptive_max_pool2d(solid, FLOOD) > 0
+    thickness = F.avg_pool2d(cells.float(), 5, stride=1, padding=2) + cells
+    reached = F.one_hot(thickness.flatten(1).argmax(1), FLOOD**2).view_as(cells).bool() & cells
     for _ in range(FLOOD):
         before = reached
         for _ in range(4):
-            reached = F.max_pool2d(reached, 3, stride=1, padding=1) * cells
+            reached = _grown(reached) & cells
         if torch.equal(before, reached):
             break
-    rim = F.max_pool2d(torch.cat([reached, cells], 1), 3, stride=1, padding=1)
-    main, everything = F.interpolate(rim, mask.shape[-2:]).unbind(1)
-    rest = (solid * (1 - main)).mean((1, 2)) * 4
-    return torch.where((rest > SECOND_AREA)[:, None, None], everything, main), rest
+    cell_of_pixel = torch.arange(mask.shape[-1]) * FLOOD // mask.shape[-1]
+    main, everything = (
+        _grown(part)[:, cell_of_pixel][:, :, cell_of_pixel] for part in (reached, cells)
+    )
+    rest = (solid * ~main).mean((1, 2)) * 4
+    return torch.where((rest > SECOND_AREA)[:, None, None], everything, main).float(), rest
+
+
+def _grown(mask: Tensor) -> Tensor:
+    """Add the eight neighbors of what is in a mask, (frames, height, width) bool."""
+    wide = mask.clone()
+    wide[:, :, 1:] |= mask[:, :, :-1]
+    wide[:, :, :-1] |= mask[:, :, 1:]
+    tall = wide.clone()
+    tall[:, 1:] |= wide[:, :-1]
+    tall[:, :-1] |= wide[:, 1:]
+    return tall
 
 
 def _inside_mean(video: Tensor, contrast: Tensor, mask: Tensor, background: Tensor) -> Tensor:
     """Give the mean color away from the rim, (frames, 3); the background's when there is none."""
-    width = 2 * max(1, round(video.shape[-1] / 64)) + 1
-    core = 1 - F.max_pool2d(1 - mask[:, None], width, stride=1, padding=width // 2)[:, 0]
+    outside = mask == 0
+    for _ in range(max(1, round(video.shape[-1] / 64))):
+        outside = _grown(outside)
+    core = (~outside).float()
     has_core = core.sum((1, 2)) >= 3
     weight = torch.where(has_core[:, None, None], core, mask) * contrast**4
     total = weight.sum((1, 2))
