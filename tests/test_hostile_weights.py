@@ -5,6 +5,7 @@ import json
 import os
 import random
 import re
+import resource
 import struct
 import zipfile
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from file_faults import flip_bit
+from file_faults import flip_bit, in_child
 from safetensors.torch import load_file, save_file
 from tiny_folders import (
     PARTS,
@@ -224,6 +225,32 @@ def test_hostile_header_is_a_weights_error(tmp_path: Path, raw: bytes) -> None:
     with pytest.raises(WeightsError, match=r"text\.safetensors") as raised:
         read_header(path)
     assert len(str(raised.value)) < 300 and "\n" not in str(raised.value)
+
+
+SEVEN_MB = 7 * 2**20
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b'{"a":[' + b"9.9," * (SEVEN_MB // 4) + b"1]}",
+        b'{"a":[' + b"99999," * (SEVEN_MB // 6) + b"1]}",
+        b"{" + b",".join(b'"%d":1' % n for n in range(150_000)) + b"}",
+    ],
+    ids=["floats", "integers", "keys"],
+)
+def test_large_hostile_header_takes_little_memory(tmp_path: Path, header: bytes) -> None:
+    path = tmp_path / "text.safetensors"
+    path.write_bytes(raw_file(header))
+
+    def read_within_memory() -> None:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        most = pages * resource.getpagesize() + 200 * 2**20
+        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+        with pytest.raises(WeightsError):
+            read_header(path)
+
+    assert in_child(read_within_memory) == 0
 
 
 def test_header_of_a_good_file_is_read_as_safetensors_reads_it(model_folder: Path) -> None:
