@@ -123,6 +123,7 @@ class Downsample(nn.Module):
     def __init__(self, width: int, width_out: int, joins_frames: bool) -> None:
         super().__init__()
         self.frames = 2 if joins_frames else 1
+        self.width_out = width_out
         self.conv = Convolution(width * self.frames, width_out, stride=2)
 
     def forward(self, x_bfchw: Tensor) -> Tensor:
@@ -130,7 +131,8 @@ class Downsample(nn.Module):
         joined = x_bfchw.reshape(
             batch * frames // self.frames, -1, *x_bfchw.shape[3:]
         )  # neighbouring frames side by side in the channels
-        return self.conv(joined).unflatten(0, (batch, frames // self.frames))
+        straight = _resized_channels(F.pixel_unshuffle(joined, 2), self.width_out)
+        return (straight + self.conv(joined)).unflatten(0, (batch, frames // self.frames))
 
 
 class Upsample(nn.Module):
@@ -139,13 +141,26 @@ class Upsample(nn.Module):
     def __init__(self, width: int, width_out: int, splits_frames: bool) -> None:
         super().__init__()
         self.frames = 2 if splits_frames else 1
-        self.conv = Convolution(width, width_out * self.frames)
+        self.width_out = width_out * self.frames
+        self.conv = Convolution(width, self.width_out)
 
     def forward(self, x_bfchw: Tensor) -> Tensor:
         batch, frames = x_bfchw.shape[:2]
-        larger = F.interpolate(x_bfchw.flatten(0, 1), scale_factor=2.0, mode="nearest")
-        x = self.conv(larger)
+        x = x_bfchw.flatten(0, 1)
+        straight = F.pixel_shuffle(_resized_channels(x, 4 * self.width_out), 2)
+        x = straight + self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
         return x.reshape(batch, frames * self.frames, -1, *x.shape[2:])
+
+
+def _resized_channels(x: Tensor, channels: int) -> Tensor:
+    """Average groups of channels, or repeat each, to get the number that is wanted.
+
+    Choice: such straight ways round the convolutions that change resolution let the easy part of
+    a picture through from the first step on, which training time on a CPU depends on.
+    """
+    if x.shape[1] >= channels:
+        return x.unflatten(1, (channels, -1)).mean(2)
+    return x.repeat_interleave(channels // x.shape[1], dim=1)
 
 
 class LatentNorm(nn.Module):
@@ -214,9 +229,9 @@ class Autoencoder(nn.Module):
     def init_weights(self) -> None:
         """Draw the weights; also after `to_empty`, when the model was built on the meta device.
 
-        Convolutions are normal with variance 1/inputs, so that the signal keeps its size; the last
-        one of every memory block is zero, so that each block begins as the identity; biases are
-        zero; the latent norm does nothing.
+        Convolutions are normal with variance 1/inputs, so that the signal keeps its size. Zero are
+        the last one of every memory block, those with a straight way round them, and the one that
+        makes pixels: so the first output is gray. Biases are zero; the latent norm does nothing.
         """
         for module in self.modules():
             if isinstance(module, Convolution):
@@ -228,6 +243,10 @@ class Autoencoder(nn.Module):
         for module in self.modules():
             if isinstance(module, MemoryBlock):
                 nn.init.zeros_(module.out.weight)
+            elif isinstance(module, Downsample | Upsample):
+                nn.init.zeros_(module.conv.weight)
+        for convolution in (self.encoder_out, self.decoder_in, self.decoder_out):
+            nn.init.zeros_(convolution.weight)
 
     @staticmethod
     def latent_shape(video_frames: int, height: int, width: int) -> tuple[int, int, int]:
@@ -331,13 +350,15 @@ class Autoencoder(nn.Module):
         x = F.pixel_unshuffle(x, self.config.pixel_patch)
         x = self.encoder_in(x)
         x_bfchw, remembered = _run(self.encoder, x.unflatten(0, (batch, frames)), state)
-        z = self.encoder_out(F.silu(x_bfchw.flatten(0, 1))).unflatten(0, x_bfchw.shape[:2])
+        x = x_bfchw.flatten(0, 1)
+        z = self.encoder_out(F.silu(x)) + _resized_channels(x, self.config.latent_channels)
+        z = z.unflatten(0, x_bfchw.shape[:2])
         return self.latent_norm(z).transpose(1, 2), remembered
 
     def _decode(self, latents: Tensor, state: State | None) -> tuple[Tensor, State]:
         batch, frames = latents.shape[0], latents.shape[2]
         x = latents.transpose(1, 2).flatten(0, 1)
-        x = self.decoder_in(x)
+        x = self.decoder_in(x) + _resized_channels(x, self.config.widths[0])
         x_bfchw, remembered = _run(self.decoder, x.unflatten(0, (batch, frames)), state)
         pixels = self.decoder_out(F.silu(x_bfchw.flatten(0, 1)))
         pixels = F.pixel_shuffle(pixels, self.config.pixel_patch)
