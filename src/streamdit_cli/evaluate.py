@@ -1,0 +1,174 @@
+"""`evaluate`: streams for captions of the shapes world, judged from their pixels."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from streamdit_cli.options import (
+    DeviceOption,
+    DtypeOption,
+    GuidanceOption,
+    JsonOption,
+    ModelOption,
+    OverwriteOption,
+    QuietOption,
+    SeedOption,
+    ThreadsOption,
+    parse_seconds,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from streamdit_model.evaluation import StreamScore
+    from streamdit_model.shapes import Clip
+    from streamdit_model.weights import Model
+
+__all__ = ["EXAMPLES", "evaluate"]
+
+EXAMPLES = (
+    "streamdit evaluate -m shapes --prompts 64 --seconds 20",
+    "streamdit evaluate -m runs/shapes-64 --prompts 24 --seconds 8 --json scores.json",
+)
+
+GROUPS = {"unseen captions": False, "held-out pairs": True}
+
+PromptsOption = Annotated[
+    int, typer.Option("--prompts", metavar="N", min=1, max=100_000, help="Captions in each group.")
+]
+
+SecondsOption = Annotated[
+    float,
+    typer.Option("--seconds", metavar="TIME", parser=parse_seconds, help="Length of each stream."),
+]
+
+BatchOption = Annotated[
+    int, typer.Option("--batch", metavar="N", min=1, max=4096, help="Streams run side by side.")
+]
+
+
+def evaluate(
+    model: ModelOption = None,
+    prompts: PromptsOption = 64,
+    seconds: SecondsOption = 20.0,
+    batch: BatchOption = 16,
+    seed: SeedOption = None,
+    guidance_scale: GuidanceOption = None,
+    json_path: JsonOption = None,
+    overwrite: OverwriteOption = False,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    threads: ThreadsOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Score a model: does its video show what the captions say?
+
+    Captions are of the shapes world, none seen in training: half of them of known pairs of color
+    and shape, half of held-out pairs. A stream is right when all attributes are, in every 2 s.
+    """
+    from streamdit_cli import console
+    from streamdit_cli.errors import OutputError
+    from streamdit_cli.making import load_model
+    from streamdit_cli.presets import find_model
+
+    console.configure(quiet=quiet)
+    if json_path not in (None, "-") and Path(json_path or "").exists() and not overwrite:
+        raise OutputError(f"{json_path} exists already", "replace it with --overwrite")
+    folder = find_model(model)[0]
+    loaded = load_model(folder, device=device, dtype=dtype, threads=threads)
+    from streamdit_model.evaluation import autoencoder_report, evaluation_clips, report
+
+    started = time.perf_counter()
+    first_seed = 0 if seed is None else seed
+    _print_cost(loaded, prompts, seconds, batch, guidance_scale)
+    record: dict[str, Any] = {"model": loaded.config.name, "seconds": seconds, "seed": first_seed}
+    for name, held_out in GROUPS.items():
+        clips = evaluation_clips(prompts, first_seed + 1_000_003, held_out=held_out)
+        scores = _scored(loaded, clips, seconds, first_seed, batch, guidance_scale, name)
+        record[name] = report(scores)
+    record["autoencoder"] = autoencoder_report(
+        loaded, evaluation_clips(min(prompts, 16), first_seed + 2_000_003)
+    )
+    record["minutes"] = round((time.perf_counter() - started) / 60, 2)
+    if json_path == "-":
+        console.result(json.dumps(record, indent=1))
+    else:
+        _print_table(record)
+        if json_path is not None:
+            Path(json_path).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def _print_cost(
+    model: Model, prompts: int, seconds: float, batch: int, guidance_scale: float | None
+) -> None:
+    """Say how many network calls are ahead, before they are made."""
+    from streamdit_cli import console
+
+    partition = model.config.partition
+    cycles = seconds * model.config.fps / (4 * partition.chunk_size) + partition.num_chunks - 1
+    scale = model.config.guidance_scale if guidance_scale is None else guidance_scale
+    calls = cycles * partition.micro_steps * (1 if scale == 1 else 2)
+    rounds = -(-prompts // batch) * len(GROUPS)
+    console.status(
+        f"{prompts} streams of {seconds:g} s in {len(GROUPS)} groups: about "
+        f"{calls * rounds:.0f} network calls of {min(batch, prompts)} streams"
+    )
+
+
+def _scored(
+    model: Model,
+    clips: Sequence[Clip],
+    seconds: float,
+    seed: int,
+    batch: int,
+    guidance_scale: float | None,
+    name: str,
+) -> list[StreamScore]:
+    from streamdit_cli import console
+    from streamdit_model.evaluation import score_streams
+
+    scores = []
+    for item in score_streams(
+        model, clips, seconds, seed=seed, batch=batch, guidance_scale=guidance_scale
+    ):
+        scores.append(item)
+        if len(scores) % batch == 0 or len(scores) == len(clips):
+            right = sum(score.is_right() for score in scores)
+            console.status(f"{name}: {len(scores)} of {len(clips)} streams, {right} right")
+    return scores
+
+
+def _print_table(record: dict[str, Any]) -> None:
+    from streamdit_cli import console
+
+    rows = []
+    for name in GROUPS:
+        group = record[name]
+        entries = {"all five": group["clips_right"], **group["attributes"]}
+        rows += [[name, attribute, *_percent(entry)] for attribute, entry in entries.items()]
+    title = f"{record['model']}, {record['seconds']:g} s streams"
+    console.table(title, ["captions", "attribute", "right", "95 % interval"], rows)
+    autoencoder = record["autoencoder"]
+    measures = [
+        ["right in the first half of windows", f"{record['unseen captions']['first_half']:.1%}"],
+        ["right in the last half of windows", f"{record['unseen captions']['last_half']:.1%}"],
+        ["autoencoder PSNR at frame 64", f"{autoencoder['psnr_frame_64']} dB"],
+        ["autoencoder PSNR at frame 1000", f"{autoencoder['psnr_frame_1000']} dB"],
+        ["edge energy over round-tripped truth", _ratio(record, "edge_energy")],
+        ["step at chunk borders over round-tripped truth", _ratio(record, "border_step")],
+    ]
+    console.table("measures", ["measure", "value"], measures)
+
+
+def _percent(entry: dict[str, float]) -> tuple[str, str]:
+    return f"{entry['share']:.1%}", f"{entry['low']:.1%} to {entry['high']:.1%}"
+
+
+def _ratio(record: dict[str, Any], name: str) -> str:
+    truth = record["autoencoder"][name]
+    return f"{record['unseen captions'][name] / truth:.3f}" if truth else "no edges in the truth"

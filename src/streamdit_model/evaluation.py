@@ -1,0 +1,267 @@
+"""Score a model of the shapes world: does its video show what the captions say, and for how long?
+
+Streams are run side by side and judged by the verifier in windows of 2 s from the first frame on.
+A stream counts as right when all five attributes are right in every window. Beside it stand
+measures without words: outlines and the step at chunk borders against ground truth that went
+through the same autoencoder, and what the autoencoder alone loses. None of this is a VBench score.
+
+Paper: section 6 evaluates long videos by VBench and by people. Choice: a world in which the caption
+says exactly what must be seen, so that a score needs no judgement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from statistics import mean
+
+import torch
+from torch import Tensor
+
+from streamdit_model.autoencoder import TIME_FACTOR
+from streamdit_model.captions import caption
+from streamdit_model.data import is_reserved
+from streamdit_model.errors import ConfigError
+from streamdit_model.latent_streams import stream_latents
+from streamdit_model.reconstruction import peak_signal_to_noise
+from streamdit_model.shapes import ATTRIBUTES, FPS, Clip, draw_clip, render
+from streamdit_model.verifier import Verdict, judge_windows, score, wilson
+from streamdit_model.weights import Model
+
+__all__ = [
+    "Share",
+    "StreamScore",
+    "autoencoder_report",
+    "evaluation_clips",
+    "report",
+    "score_streams",
+]
+
+WINDOW_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """How many of how many, with the 95 % interval of Wilson."""
+
+    right: int
+    total: int
+
+    def to_dict(self) -> dict[str, float | int]:
+        """Return counts, share and interval as plain numbers."""
+        low, high = wilson(self.right, self.total)
+        share = self.right / self.total if self.total else 0.0
+        return {
+            "right": self.right,
+            "total": self.total,
+            "share": round(share, 4),
+            "low": round(low, 4),
+            "high": round(high, 4),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class StreamScore:
+    """One judged stream.
+
+    Args:
+        clip: what the prompt was made from.
+        windows: for each window, attribute to whether it was right, and "all".
+        verdicts: what was seen in each window.
+        border_step: mean absolute frame difference at chunk borders over that elsewhere.
+        frames: the video, uint8 (frames, height, width, 3), when it was asked for.
+    """
+
+    clip: Clip
+    windows: tuple[dict[str, bool], ...]
+    verdicts: tuple[Verdict, ...]
+    border_step: float
+    frames: Tensor | None = None
+
+    def is_right(self, attribute: str = "all") -> bool:
+        """Whether the attribute was right in every window."""
+        return all(window[attribute] for window in self.windows)
+
+
+def evaluation_clips(count: int, seed: int, *, held_out: bool = False) -> list[Clip]:
+    """Draw clips whose captions no training clip has.
+
+    Args:
+        count: how many.
+        seed: of the draw.
+        held_out: the six held-out pairs instead of reserved captions of other pairs.
+    """
+    clips: list[Clip] = []
+    index = 0
+    while len(clips) < count:
+        clip = draw_clip(seed, index, held_out=held_out)
+        index += 1
+        if held_out or is_reserved(clip):
+            clips.append(clip)
+    return clips
+
+
+def score_streams(
+    model: Model,
+    clips: Sequence[Clip],
+    seconds: float,
+    *,
+    seed: int = 0,
+    batch: int = 16,
+    guidance_scale: float | None = None,
+    prompts: Sequence[str] | None = None,
+    keep_frames: bool = False,
+) -> Iterator[StreamScore]:
+    """Run a stream for each clip's caption and judge it.
+
+    Args:
+        model: of the shapes world.
+        clips: whose canonical captions are the prompts.
+        seconds: length of each stream, a multiple of 2 and at least 4.
+        seed: the streams have seeds from here on.
+        batch: streams run side by side.
+        guidance_scale: None is the model's own.
+        prompts: other words for the captions, one for each clip.
+        keep_frames: keep the video in the score.
+
+    Yields:
+        The scores in order.
+
+    Raises:
+        ConfigError: a length that windows of 2 s do not divide.
+    """
+    if seconds < 2 * WINDOW_SECONDS or seconds % WINDOW_SECONDS:
+        raise ConfigError(f"{seconds:g} seconds is not a multiple of 2 and at least 4")
+    words = [caption(clip) for clip in clips] if prompts is None else list(prompts)
+    for first in range(0, len(clips), batch):
+        some = clips[first : first + batch]
+        seeds = [seed + first + index for index in range(len(some))]
+        videos = _videos(model, words[first : first + batch], seeds, seconds, guidance_scale)
+        for clip, frames in zip(some, videos, strict=True):
+            verdicts = tuple(judge_windows(frames, WINDOW_SECONDS))
+            yield StreamScore(
+                clip=clip,
+                windows=tuple(score(verdict, clip.attributes) for verdict in verdicts),
+                verdicts=verdicts,
+                border_step=_border_step(frames, model.config.partition.chunk_size * TIME_FACTOR),
+                frames=frames if keep_frames else None,
+            )
+
+
+def report(scores: Sequence[StreamScore]) -> dict[str, object]:
+    """Sum up the scores of streams of one length as plain values for JSON."""
+    names = (*ATTRIBUTES, "all")
+    windows = len(scores[0].windows)
+    half = windows // 2
+    return {
+        "streams": len(scores),
+        "clips_right": _share(scores, lambda item: item.is_right()),
+        "attributes": {
+            name: _share(scores, lambda item, name=name: item.is_right(name)) for name in ATTRIBUTES
+        },
+        "windows": {
+            name: [
+                round(mean(item.windows[number][name] for item in scores), 4)
+                for number in range(windows)
+            ]
+            for name in names
+        },
+        "first_half": round(mean(w["all"] for s in scores for w in s.windows[:half]), 4),
+        "last_half": round(mean(w["all"] for s in scores for w in s.windows[half:]), 4),
+        "by_motion": _by(scores, "motion"),
+        "by_shape": _by(scores, "shape"),
+        "color_error": round(mean(v.color_error for s in scores for v in s.verdicts), 2),
+        "edge_energy": round(mean(v.edge_energy for s in scores for v in s.verdicts), 4),
+        "border_step": round(mean(s.border_step for s in scores), 4),
+    }
+
+
+def autoencoder_report(model: Model, clips: Sequence[Clip]) -> dict[str, object]:
+    """Measure what the autoencoder alone loses, on fresh clips, streamed.
+
+    Returns:
+        PSNR in dB around frame 64 and around frame 1000, and of ground truth that went through it:
+        outline energy, the step at borders of 8 frames, and how often each attribute is right.
+    """
+    near, far, scores = [], [], []
+    for clip in clips:
+        truth = render(clip, 1024, model.config.height)
+        frames = _round_trip(model, truth)
+        near.append(_psnr(frames[56:72], truth[56:72]))
+        far.append(_psnr(frames[992:1008], truth[992:1008]))
+        verdicts = tuple(judge_windows(frames[: 8 * FPS], WINDOW_SECONDS))
+        windows = tuple(score(verdict, clip.attributes) for verdict in verdicts)
+        scores.append(StreamScore(clip, windows, verdicts, _border_step(frames, 2 * TIME_FACTOR)))
+    summary = report(scores)
+    return {
+        "clips": len(clips),
+        "psnr_frame_64": round(mean(near), 2),
+        "psnr_frame_1000": round(mean(far), 2),
+        "edge_energy": summary["edge_energy"],
+        "border_step": summary["border_step"],
+        "attributes": summary["attributes"],
+    }
+
+
+def _videos(
+    model: Model,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    seconds: float,
+    guidance_scale: float | None,
+) -> Tensor:
+    """Return uint8 (streams, frames, height, width, 3)."""
+    num_frames = round(seconds * model.config.fps)
+    chunk_frames = model.config.partition.chunk_size * TIME_FACTOR
+    num_chunks = -(-num_frames // chunk_frames)
+    state, parts = None, []
+    with torch.inference_mode():
+        for latents in stream_latents(
+            model, prompts, seeds, num_chunks, guidance_scale=guidance_scale
+        ):
+            video, state = model.autoencoder.decode_step(latents.to(model.dtype), state)
+            parts.append(_to_uint8(video))
+    return torch.cat(parts, dim=1)[:, :num_frames]
+
+
+def _to_uint8(video: Tensor) -> Tensor:
+    """(batch, 3, frames, h, w) about [0, 1] -> uint8 (batch, frames, h, w, 3) on the CPU."""
+    pixels = video.float().clamp(0, 1).mul(255).round().to(torch.uint8)
+    return pixels.permute(0, 2, 3, 4, 1).contiguous().cpu()
+
+
+def _round_trip(model: Model, frames: Tensor) -> Tensor:
+    """Encode and decode a whole clip: uint8 (frames, h, w, 3) to the same."""
+    with torch.inference_mode():
+        video = frames.to(model.device).permute(3, 0, 1, 2)[None].to(model.dtype) / 255
+        return _to_uint8(model.autoencoder.decode(model.autoencoder.encode(video)))[0]
+
+
+def _psnr(frames: Tensor, truth: Tensor) -> float:
+    return peak_signal_to_noise(frames.float() / 255, truth.float() / 255)
+
+
+def _border_step(frames: Tensor, chunk_frames: int) -> float:
+    """Mean absolute difference of neighbouring frames at chunk borders over that inside chunks."""
+    steps = (frames[1:].float() - frames[:-1].float()).abs().mean((1, 2, 3))
+    is_border = (torch.arange(1, len(frames)) % chunk_frames) == 0
+    inside = float(steps[~is_border].mean())
+    return float(steps[is_border].mean()) / inside if inside > 0 else 1.0
+
+
+def _share(
+    scores: Sequence[StreamScore], is_right: Callable[[StreamScore], bool]
+) -> dict[str, float | int]:
+    return Share(sum(is_right(item) for item in scores), len(scores)).to_dict()
+
+
+def _by(scores: Sequence[StreamScore], attribute: str) -> dict[str, dict[str, float | int]]:
+    """Clips right, for each value of an attribute."""
+    values = sorted({getattr(item.clip, attribute) for item in scores})
+    return {
+        value: _share(
+            [item for item in scores if getattr(item.clip, attribute) == value],
+            lambda item: item.is_right(),
+        )
+        for value in values
+    }
