@@ -136,6 +136,7 @@ def encode_shapes(
     resolution: int,
     switch_share: float,
     seed: int,
+    precision: str = "float32",
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> None:
     """Render, encode and store clips of the shapes world; whole shards that exist are kept.
@@ -148,6 +149,7 @@ def encode_shapes(
         resolution: pixels per side.
         switch_share: share of clips in which one attribute changes, 0 to 1.
         seed: of the clips.
+        precision: "float32", or "bfloat16" for autocast.
         on_progress: called with the clips done after each shard.
 
     Raises:
@@ -167,7 +169,8 @@ def encode_shapes(
         path = _shard(folder, number)
         if not path.exists():
             numbers = range(number * SHARD_CLIPS, (number + 1) * SHARD_CLIPS)
-            _write_shard(path, autoencoder, numbers, latent_frames, resolution, switch_share, seed)
+            drawn = [_draw(seed, n, latent_frames * TIME_FACTOR, switch_share) for n in numbers]
+            _write_shard(path, autoencoder, drawn, latent_frames, resolution, precision)
         on_progress((number + 1) * SHARD_CLIPS)
     index = {"format": FORMAT, "autoencoder": name, "shards": shards}
     temporary = folder / f"index.json.{os.getpid()}"
@@ -178,16 +181,17 @@ def encode_shapes(
 def _write_shard(
     path: Path,
     autoencoder: Autoencoder,
-    numbers: range,
+    drawn: Sequence[tuple[Clip | SwitchClip, ClipText]],
     latent_frames: int,
     resolution: int,
-    switch_share: float,
-    seed: int,
+    precision: str,
 ) -> None:
-    drawn = [_draw(seed, n, latent_frames * TIME_FACTOR, switch_share) for n in numbers]
     parameter = next(autoencoder.parameters())
     parts = []
-    with torch.inference_mode():
+    autocast = torch.autocast(
+        parameter.device.type, torch.bfloat16, enabled=precision == "bfloat16"
+    )
+    with torch.inference_mode(), autocast:
         for start in range(0, len(drawn), 8):
             some = [clip for clip, _ in drawn[start : start + 8]]
             pixels = render_batch(some, latent_frames * TIME_FACTOR, resolution)

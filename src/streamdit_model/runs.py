@@ -27,7 +27,7 @@ from streamdit_model.model_config import ModelConfig
 from streamdit_model.recipes import DataRecipe, DistillationRecipe, TrainingRecipe
 from streamdit_model.reconstruction import ReconstructionTask
 from streamdit_model.text import TextEncoder
-from streamdit_model.trainer import Trainer
+from streamdit_model.trainer import LoopConfig, Trainer
 from streamdit_model.training import FlowTask
 from streamdit_model.transformer import StreamDiT
 from streamdit_model.weights import load_states, save
@@ -70,7 +70,9 @@ def run_training(recipe: TrainingRecipe, folder: Path, options: RunOptions) -> b
     if autoencoder is None:
         return False
     size = recipe.model.height
-    cache = _latents(recipe.data, folder / "latents", autoencoder, size, recipe.seed, options)
+    cache = _latents(
+        recipe.data, folder / "latents", autoencoder, size, recipe.seed, recipe.loop, options
+    )
     torch.manual_seed(recipe.seed + 1)
     transformer = StreamDiT(recipe.model.transformer).to(options.device)
     text_encoder = TextEncoder(recipe.model.text).to(options.device)
@@ -141,7 +143,9 @@ def run_distillation(
     autoencoder.load_state_dict(parts["autoencoder"])
     beside = teacher_folder.parent / "latents"
     latents = beside if (beside / "index.json").is_file() else folder / "latents"
-    cache = _latents(recipe.data, latents, autoencoder, config.height, recipe.seed, options)
+    cache = _latents(
+        recipe.data, latents, autoencoder, config.height, recipe.seed, recipe.loop, options
+    )
     student_config = replace(
         config,
         name=recipe.name,
@@ -266,6 +270,7 @@ def _latents(
     autoencoder: Autoencoder,
     resolution: int,
     seed: int,
+    loop: LoopConfig,
     options: RunOptions,
 ) -> LatentCache:
     if not (folder / "index.json").is_file():
@@ -278,6 +283,7 @@ def _latents(
             resolution=resolution,
             switch_share=data.switch_share,
             seed=seed,
+            precision=loop.precision,
             on_progress=lambda done: options.report(f"{done} clips encoded"),
         )
     return LatentCache.open(folder, autoencoder)
