@@ -42,7 +42,7 @@ from streamdit_model.stream_state import (
 from streamdit_model.stream_threads import InlineRun, ThreadedRun
 from streamdit_model.weights import Model
 
-__all__ = ["Stream", "VideoChunk"]
+__all__ = ["PromptEvent", "Stream", "VideoChunk"]
 
 
 class Stream:

@@ -37,6 +37,16 @@ StreamState = tuple[dict[str, Tensor], dict[str, Any]]
 
 FORMAT = "streamdit-state-1"
 _RECORD, _DIGEST = "record", "sha256"
+_RECORD_KEYS = {
+    "settings",
+    "plan",
+    "model",
+    "chunks",
+    "frames",
+    "buffer",
+    "timeline",
+    "rest_prompt",
+}
 _log = logging.getLogger(__name__)
 _SAMPLED_VALUES = 64  # of each tensor; versions of a model differ in nearly all values
 
@@ -139,8 +149,8 @@ def load_state(path: Path | str) -> StreamState:
         raise WeightsError(f"{path.name} is damaged: it is not what was saved")
     record = parse_json(bytes(tensors.pop(_RECORD).tolist()), f"record of {path.name}")
     found = record.pop("format", None) if isinstance(record, dict) else None
-    if not isinstance(record, dict) or found != FORMAT:
-        raise WeightsError(f"{path.name} has format {found!r}, {FORMAT} is known")
+    if not isinstance(record, dict) or found != FORMAT or record.keys() != _RECORD_KEYS:
+        raise WeightsError(f"{path.name} is not a state of the format {FORMAT}")
     return tensors, record
 
 
