@@ -69,14 +69,16 @@ def commands_of(line: str) -> list[list[str]]:
 def parse(words: list[str]) -> None:
     """Parse a command line with the command it names, without running it.
 
-    A line with `...` or brackets shows a form, and is followed to the name of its command only.
+    A name alone is a mention; a line with `...` or brackets shows a form. Both are followed to the
+    name of the command only.
     """
     name, rest = words[1], words[2:]
     if name.startswith("-"):
         assert name in {"--help", "-h", "--version", "--install-completion", "--debug"}
         return
     assert name in COMMANDS, f"{shlex.join(words)}: there is no command {name}"
-    if not any(word in {"--help", "-h"} or re.search(r"\.\.\.|[\[\]{}]", word) for word in rest):
+    forms = {"--help", "-h"}
+    if rest and not any(word in forms or re.search(r"\.\.\.|[\[\]{}]", word) for word in rest):
         load_command(name).make_context(name, rest)
 
 
