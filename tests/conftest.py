@@ -1,11 +1,13 @@
-"""What several test files share: a tiny model on disk with random weights."""
+"""What several test files share: a tiny model on disk with random weights, and the launcher."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from launcher import Launcher
 
 from streamdit_model.autoencoder import Autoencoder, AutoencoderConfig
 from streamdit_model.partition import Partition
@@ -72,3 +74,10 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "tiny"
     save(folder, config, *states, dtype=torch.float32)
     return folder
+
+
+@pytest.fixture(scope="session")
+def launcher() -> Iterator[Launcher]:
+    """Runs command lines with faults, see `launcher.py`."""
+    with Launcher() as server:
+        yield server

@@ -119,9 +119,10 @@ def make(
         if signals.received:
             raise Stopped(signals.received, "")
     except BaseException as error:
-        ended = signals.name or type(error).__name__
         _end_early(writer, error)
-        raise explained(error, writer.kept) from error
+        told = explained(error, writer.kept)
+        ended = signals.name or type(told).__name__
+        raise told from error
     finally:
         stream.close()
         progress.close()
@@ -202,5 +203,7 @@ def _summarize(
         parts.append(f"{rate:.1f} FPS ({factor:.2f}x realtime)")
     if first is not None:
         parts.append(f"first frame after {first:.2f} s")
-    how = "" if ended == "complete" else f"ended by {ended}: "
+    how = {"complete": ""}.get(
+        ended, f"ended by {ended}: " if ended[:3] == "SIG" else "ended early: "
+    )
     console.summary(f"{how}{', '.join(parts)}{f' -> {writer.place}' if made else ''}")

@@ -90,7 +90,10 @@ class PartFile:
         os.ftruncate(self._descriptor, size)
 
     def finish(self) -> Path:
-        """Make the file durable and give it its name.
+        """Give the file its name.
+
+        Choice: nothing is forced to the disk here, since that takes long on a busy one and a signal
+        must end a run within two seconds.
 
         Returns:
             The final path.
@@ -100,7 +103,6 @@ class PartFile:
         """
         self._check_ours()
         try:
-            os.fsync(self._descriptor)
             if os.name == "nt":  # an open file has no other name there
                 self.keep()
             if self._overwrite:

@@ -170,5 +170,6 @@ class Writer:
         if isinstance(failure, OSError) and not isinstance(failure, BrokenPipeError):
             reason = failure.strerror or failure
             hint = "make room or choose another place with -o"
-            raise OutputError(f"{self._name}: {reason}; {self.kept}", hint) from failure
+            kept = f"; {self.kept}" if self.kept else ""
+            raise OutputError(f"{self._name}: {reason}{kept}", hint) from failure
         raise failure
