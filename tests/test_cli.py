@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import math
 import os
 import subprocess
@@ -492,6 +493,22 @@ def test_progress_off_a_terminal_is_a_plain_line_each_few_seconds(
     assert len(err.splitlines()) == 4  # 20 s, one each 5 s
     assert err.splitlines()[-1].startswith("15.5/60.0 s  16.0 FPS  1.00x realtime  first frame 0.5")
     assert "\x1b" not in err and "\r" not in err
+
+
+def test_what_the_library_logs_is_said_once_and_safely(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    log = logging.getLogger("streamdit_model.checkpoint")
+    try:
+        console.configure()
+        console.configure(verbose=True)
+        log.warning("set aside %s", "\x1b[2Jx")
+        log.info("looked at 3")
+        console.configure()
+        log.info("looked at 4")
+    finally:
+        console.configure()
+    assert capsys.readouterr() == ("", "warning: set aside \\x1b[2Jx\nlooked at 3\n")
 
 
 def test_quiet_silences_status_but_not_warnings(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,10 @@ import sys
 
 __all__ = ["run"]
 
+# Of `app.ExitCode`, which is not imported yet when they are needed.
+_INTERRUPTED = 130
+_PIPE_CLOSED = 141
+
 
 def run() -> None:
     """Run the command line of this process and exit with its code.
@@ -15,10 +19,13 @@ def run() -> None:
     need the cores between two parallel regions. It must be set before torch is imported.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from streamdit_cli.app import ExitCode, main
+    try:
+        from streamdit_cli.app import main
 
-    code = main()
-    if code == ExitCode.PIPE_CLOSED and sys.stdout is not None:
+        code = main()
+    except KeyboardInterrupt:  # before `main` was reached
+        code = _INTERRUPTED
+    if code == _PIPE_CLOSED and sys.stdout is not None:
         # What is left in the buffer has no reader; flushing it at exit would complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)

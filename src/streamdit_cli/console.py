@@ -79,11 +79,17 @@ def _visible(character: str) -> str:
 def configure(*, quiet: bool = False, verbose: bool = False) -> None:
     """Set how much is said from now on; warnings and errors are always said.
 
+    What the library logs is said here too: its warnings as warnings, the rest as details.
+
     Args:
         quiet: no status lines, no progress, no summary.
         verbose: also the lines of `detail`.
     """
     _settings.update(quiet=quiet, verbose=verbose)
+    library = logging.getLogger("streamdit_model")
+    library.setLevel(logging.INFO if verbose else logging.WARNING)
+    if not any(isinstance(handler, _LogHandler) for handler in library.handlers):
+        library.addHandler(_LogHandler())
 
 
 def status(text: object) -> None:
@@ -303,13 +309,10 @@ class Progress:
         _write(sys.stderr, "\r\x1b[2K" + set_cell_size(line, width).rstrip())
 
 
-class LogHandler(logging.Handler):
-    """Show the library's log records as warnings and details of this console."""
+class _LogHandler(logging.Handler):
+    """Say the library's log records."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one record; never raises."""
-        try:
-            say = warn if record.levelno >= logging.WARNING else detail
-            say(record.getMessage())
-        except Exception:
-            self.handleError(record)
+        """Say one record."""
+        say = warn if record.levelno >= logging.WARNING else detail
+        say(record.getMessage())
