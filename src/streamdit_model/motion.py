@@ -33,8 +33,9 @@ BOUNCE_HEIGHTS = (0.3, 2.0)
 PULSE_DEPTHS = (0.2, 0.7)
 PULSE_FIT = 0.6
 RATE_FACTORS = torch.linspace(0.7, 1.3, 25)
-SPIN_FACTORS = torch.linspace(0.5, 1.6, 45)
-LEAST_OUTLINE = 0.03  # deviation around the circle; the dot of a sharp ring gives 0.17
+SPIN_FACTORS = torch.linspace(-1.6, 1.6, 129)
+LEAST_SPIN = 0.5
+LEAST_OUTLINE = 0.01  # deviation around the circle; the dot of a sharp ring gives 0.17
 LEAST_COHERENCE = 0.6
 
 
@@ -195,17 +196,18 @@ def _pulse_rate(track: Track) -> float:
 def _spin_rate(track: Track, shape_index: int) -> float:
     """Give the rate of turning, clockwise positive, 0 when it does not turn.
 
-    The outline on a circle around the centre is turned back at each candidate rate; at the right
-    one all frames agree, so their mean keeps its contrast.
+    The outline on a circle around the centre, less what rests in it, is turned back at each
+    candidate rate; at the right one all frames agree, so their mean keeps its contrast.
     """
     profile = track.profile[track.whole, shape_index]
     seconds = torch.arange(len(track))[track.whole] / FPS
-    waves = torch.fft.rfft(profile, dim=1)[:, 1:]
+    waves = torch.fft.rfft(profile - profile.mean(0), dim=1)[:, 1:] / NUM_ANGLES
     orders = torch.arange(1, waves.shape[1] + 1)
-    rates = torch.cat([torch.zeros(1), SPIN_RATE * SPIN_FACTORS, -SPIN_RATE * SPIN_FACTORS])
-    turned = torch.polar(torch.tensor(1.0), rates[:, None, None] * seconds[:, None] * orders)
-    contrast = (waves * turned).mean(1).abs().square().sum(1).mul(2).sqrt() / NUM_ANGLES
-    own = float(waves.abs().square().sum(1).mul(2).mean().sqrt()) / NUM_ANGLES
+    angles = SPIN_RATE * SPIN_FACTORS[:, None, None] * seconds[:, None] * orders
+    turned_back = waves * torch.polar(torch.ones(()), angles)
+    contrast = turned_back.mean(1).abs().square().sum(1).mul(2).sqrt()
+    own = float(waves.abs().square().sum(1).mul(2).mean().sqrt())
     best = int(contrast.argmax())
+    factor = float(SPIN_FACTORS[best])
     is_clear = float(contrast[best]) >= max(LEAST_OUTLINE, LEAST_COHERENCE * own)
-    return float(rates[best]) if is_clear else 0.0
+    return SPIN_RATE * factor if is_clear and abs(factor) >= LEAST_SPIN else 0.0

@@ -96,6 +96,7 @@ GLIDE_SECONDS = 0.25
 # All lengths in units of r. Choice: shapes-world.md gives areas; the proportions are ours.
 SQUARE_HALF = math.sqrt(2.88) / 2
 TRIANGLE_RADIUS = math.sqrt(1.60 / (0.75 * math.sqrt(3)))  # equilateral, around its centroid
+TRIANGLE_SIDE = TRIANGLE_RADIUS * math.sqrt(3)
 STAR_INNER = 1.32 / (5 * math.sin(math.pi / 5))  # radius of the notches; the points are at 1
 RING_INNER = 0.60
 CROSS_LENGTH = 0.90
@@ -105,12 +106,7 @@ DOT_RADIUS, DOT_DISTANCE = 0.12, 0.80
 REACH = {
     "circle": (1.0, 1.0, 1.0, 1.0),
     "square": (SQUARE_HALF, SQUARE_HALF, SQUARE_HALF, SQUARE_HALF * math.sqrt(2)),
-    "triangle": (
-        TRIANGLE_RADIUS * math.sqrt(0.75),
-        TRIANGLE_RADIUS,
-        TRIANGLE_RADIUS / 2,
-        TRIANGLE_RADIUS,
-    ),
+    "triangle": (TRIANGLE_SIDE / 2, TRIANGLE_RADIUS, TRIANGLE_RADIUS / 2, TRIANGLE_RADIUS),
     "star": (math.sin(math.tau / 5), 1.0, math.cos(math.pi / 5), 1.0),
     "ring": (1.0, 1.0, 1.0, 1.0),
     "cross": (CROSS_LENGTH, CROSS_LENGTH, CROSS_LENGTH, math.hypot(CROSS_LENGTH, CROSS_HALF)),
@@ -246,15 +242,13 @@ def coverage(
     """Give the share of every pixel that the object covers.
 
     Args:
-        shape: one of `SHAPES`.
-        size: one of `SIZES`.
-        placed: x, y, angle and scale, each (frames,).
+        shape, size: of the object.
+        placed: x, y, angle and scale, each (frames,) float64.
         resolution: pixels per side.
         dot: whether the dot is cut out that shows a circle or a ring spinning.
 
     Returns:
-        Float32 (frames, resolution, resolution) from 0 to 1: half a pixel of signed distance on
-        either side of the edge.
+        Float32 (frames, resolution, resolution), 0 to 1; edges ramp over one pixel of distance.
     """
     x, y, angle, scale = (value[:, None, None] for value in placed)
     radius = SIZES[size] * scale
@@ -383,31 +377,23 @@ def _continued(clip: Clip, seconds: float, name: str, value: str) -> Clip:
     now = torch.tensor([seconds], dtype=torch.float64)
     old = [float(part) for part in pose(clip, now)]
     x, y, angle, scale = old
-    phases = {
-        "bouncing": math.asin(_share(y, *_room(new.shape, new.size, new.motion)[1])),
-        "circling": math.atan2(y, x),
-        "spinning": angle,
-        "pulsing": math.asin(min(1.0, max(-1.0, (scale - 1) / PULSE_DEPTH))),
-    }
-    rates = dict(zip(phases, (BOUNCE_RATE, CIRCLE_RATE, SPIN_RATE, PULSE_RATE), strict=True))
-    phase = clip.phase
-    if name == "motion" and value in phases:
-        phase = phases[value] - rates[value] * seconds
     (left, right), (top, bottom) = _room(new.shape, new.size, new.motion)
+    phases = {
+        "bouncing": math.asin(min(1.0, max(0.0, (bottom - y) / (bottom - top))))
+        - BOUNCE_RATE * seconds,
+        "circling": math.atan2(y, x) - CIRCLE_RATE * seconds,
+        "spinning": angle - SPIN_RATE * seconds,
+        "pulsing": math.asin(min(1.0, max(-1.0, (scale - 1) / PULSE_DEPTH))) - PULSE_RATE * seconds,
+    }
     dx, dy = DIRECTIONS.get(new.motion, (0, 0))
     new = replace(
         new,
         x=min(max(x, left), right - 1e-6) - dx * clip.speed * seconds,
         y=min(max(y, top), bottom - 1e-6) - dy * clip.speed * seconds,
-        phase=phase,
+        phase=phases.get(value, clip.phase),
         since=seconds,
         offset=(0.0, 0.0, 0.0, 0.0),
     )
     rest = [before - float(part) for before, part in zip(old, pose(new, now), strict=True)]
     turn = math.tau / TURNS[new.shape]
     return replace(new, offset=(rest[0], rest[1], math.remainder(rest[2], turn), rest[3]))
-
-
-def _share(y: float, top: float, bottom: float) -> float:
-    """Give how far y is on its way from the bottom (0) to the top (1)."""
-    return min(1.0, max(0.0, (bottom - y) / (bottom - top)))

@@ -182,10 +182,14 @@ def _window_motion(context: Track, window: Track) -> Motion:
 
 
 def _nearest_shape(track: Track) -> tuple[str, float]:
-    """Give the shape that agrees best, and how well; nan when no frame shows it whole."""
+    """Give the shape that agrees best, and how well; nan when no frame shows it whole.
+
+    Large silhouettes tell more, so frames count by area.
+    """
     if not bool(track.whole.any()):
         return SHAPES[0], math.nan
-    means = track.agreement[track.whole].mean(0)
+    weight = track.area * track.whole
+    means = weight @ track.agreement / weight.sum()
     best = int(means.argmax())
     return SHAPES[best], float(means[best])
 
