@@ -21,7 +21,7 @@ import typer
 from streamdit_cli import app as app_module
 from streamdit_cli.app import COMMANDS, ExitCode, load_command
 from streamdit_cli.presets import find_preset, preset_names, read_toml
-from streamdit_model.weights import ModelConfig
+from streamdit_model.model_config import ModelConfig
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])

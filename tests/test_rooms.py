@@ -68,6 +68,18 @@ def imports(path: Path) -> Iterator[str]:
         pending += ast.iter_child_nodes(node)
 
 
+def imports_at_top(path: Path) -> set[str]:
+    """Every module that is imported as soon as a file is."""
+    names = set()
+    for node in tree(path).body:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module or ""
+            names |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
+    return names
+
+
 def packages(path: Path) -> set[str]:
     return {name.split(".")[0] for name in imports(path)}
 
@@ -120,6 +132,18 @@ def test_support_modules_import_no_command_and_not_the_app() -> None:
     for path in CLI:
         if path.stem not in {"__main__", "app"}:
             assert not set(imports(path)) & above, room(path)
+
+
+def test_modules_form_layers_without_a_circle() -> None:
+    names = {room(path)[:-3].replace("/", "."): path for path in MODEL + CLI}
+    above = {
+        name: {other for other in imports_at_top(path) if other in names and other != name}
+        for name, path in names.items()
+    }
+    while above:
+        bottom = {name for name, others in above.items() if not others & above.keys()}
+        assert bottom, f"these import each other: {', '.join(sorted(above))}"
+        above = {name: others for name, others in above.items() if name not in bottom}
 
 
 @pytest.mark.parametrize("path", MODEL + CLI, ids=room)

@@ -235,9 +235,9 @@ def _facts_without_weights(preset: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from streamdit_model.autoencoder import Autoencoder
+    from streamdit_model.model_config import ModelConfig
     from streamdit_model.text import TextEncoder
     from streamdit_model.transformer import StreamDiT
-    from streamdit_model.weights import ModelConfig
 
     config = ModelConfig.from_dict(preset["model"])
     with torch.device("meta"):
@@ -256,7 +256,7 @@ def _facts_without_weights(preset: dict[str, Any]) -> dict[str, Any]:
 
 def _model_rows(facts: dict[str, Any]) -> list[list[str]]:
     """Return the facts of a model in words."""
-    from streamdit_model.weights import ModelConfig
+    from streamdit_model.model_config import ModelConfig
 
     config = ModelConfig.from_dict(facts["config"])
     guidance = "baked in" if config.distilled else f"{config.guidance_scale:g}"
