@@ -296,11 +296,13 @@ def test_each_prompt_is_encoded_once() -> None:
         assert (encode.calls, text_keys.calls) == (3, 3)
 
 
-def test_memory_of_prompts_does_not_grow_with_their_number() -> None:
+@pytest.mark.parametrize("transition", ["replace", "chunks", "blend"])
+def test_memory_of_prompts_does_not_grow_with_their_number(transition: str) -> None:
     model = tiny_model()
-    script = [PromptEvent(f"cat {n}", n * CHUNK_SECONDS, "chunks") for n in range(40)]
-    running = stream(model, script, num_frames=whole(40))
+    script = [PromptEvent(f"cat {n}", n * CHUNK_SECONDS, transition) for n in range(20)]
+    running = stream(model, script, num_frames=whole(20))
     list(running)
+    assert len(running.log()) == 20
     assert len(running._keys._keys) <= 8
     cut = running.state()[1]["timeline"]["cut"]
     assert len(cut["segments"]) <= NUM_CHUNKS + 1

@@ -278,10 +278,11 @@ class PromptTimeline:
             seconds = cycle * self._chunk_seconds if queue is self._live else event.seconds
             self._log.append(replace(event, position=position, seconds=seconds))
         self._applied.append(serial)
+        if event.transition != "chunks":  # every chunk present will see the new prompt
+            self._incomplete.clear()
         self._incomplete.append(serial)
         steps = math.ceil(event.transition_seconds / self._chunk_seconds - 1e-9)
         if event.transition == "chunks" and position != START:
-            self._segments = [pair for pair in self._segments if pair[0] < fresh]
             self._segments.append((fresh, serial))
         elif event.transition == "blend" and position != START and steps > 1:
             self._blend = (serial, cycle, steps)
