@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+import copy
+from typing import Any, cast
 
 import pytest
 import torch
 from tiny_transformer import condition, inputs, one_prompt, randomize, tiny_config, tiny_transformer
 from torch import Tensor
 
-from streamdit_model.blocks import CrossAttention
+from streamdit_model.blocks import NORM_EPSILON, Block, CrossAttention
 from streamdit_model.errors import ConfigError
 from streamdit_model.frame_text import BlockText, FrameText, PromptRows, TextKeys
 from streamdit_model.text import TextCondition
 from streamdit_model.transformer import StreamDiT, paper_4b
+from streamdit_model.window_attention import full_plan
 
 
 def close(one: Tensor, other: Tensor, tolerance: float = 1e-12) -> None:
@@ -91,6 +93,43 @@ def test_linear_weights_give_unit_outputs_for_unit_inputs() -> None:
     assert model.row_position.std().item() == pytest.approx(0.02, rel=0.1)
 
 
+def test_block_is_the_one_of_figure_3() -> None:
+    model = tiny_transformer()
+    latents, _, slots = inputs(model)
+    block = cast(Block, model.blocks[1])
+    generator = torch.Generator().manual_seed(7)
+    x = torch.randn(2, 8, 16, 16, generator=generator, dtype=torch.float64)
+    modulation = torch.randn(2, 8, 6, 16, generator=generator, dtype=torch.float64)
+    position = model._positions(slots)
+    text = one_prompt(model).per_block()[1]
+    plan, masks = model._layers(slots, 16, latents.device, None)[1]
+
+    def norm(tokens: Tensor) -> Tensor:
+        return tokens / (tokens.square().mean(-1, keepdim=True) + NORM_EPSILON).sqrt()
+
+    parts = (modulation + block.table).split(1, dim=2)  # each (batch, frames, 1, width)
+    expected = x + position
+    given = norm(expected) * (1 + parts[1]) + parts[0]
+    expected = expected + parts[2] * block.attention(given, plan, masks)
+    expected = expected + block.cross_attention(norm(expected), text)
+    expected = expected + parts[5] * block.mlp(norm(expected) * (1 + parts[4]) + parts[3])
+    close(block(x, modulation, position, text, plan, masks), expected)
+
+
+def test_queries_and_keys_are_normed_and_values_are_not() -> None:
+    model = tiny_transformer()
+    attention = cast(Block, model.blocks[0]).attention
+    x = torch.randn(1, 8, 16, 16, dtype=torch.float64)
+    results = []
+    for factors in ((1.0, 1.0, 1.0), (7.0, 0.2, 1.0), (1.0, 1.0, 3.0)):
+        scaled = copy.deepcopy(attention)
+        with torch.no_grad():
+            scaled.qkv.weight *= torch.tensor(factors).repeat_interleave(16)[:, None]
+        results.append(scaled(x, full_plan(128), None))
+    close(results[1], results[0], 1e-4)  # the epsilon of the norm is all that differs
+    close(results[2], 3.0 * results[0])
+
+
 # Time and position per latent frame
 
 
@@ -155,6 +194,12 @@ def test_a_token_reads_the_patch_under_it() -> None:
         change = model(other, tau, slots, text) - model(latents, tau, slots, text)
     places = (change.abs().amax(1) > 1e-9).nonzero().tolist()
     assert places == [[0, 2, row, column] for row in (4, 5) for column in (2, 3)]
+
+
+def test_patches_are_put_back_where_they_were_cut() -> None:
+    model = tiny_transformer(grid=(8, 6, 8), patch=(1, 3, 2))
+    latents, _, _ = inputs(model)
+    assert torch.equal(model._unpatch(model._patches(latents)), latents)
 
 
 # Absent frames

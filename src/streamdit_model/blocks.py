@@ -20,6 +20,7 @@ from streamdit_model.window_attention import WindowPlan, attend, window_attentio
 __all__ = ["MODULATIONS", "Block", "CrossAttention", "ScaledNorm", "modulate", "rms_norm"]
 
 MODULATIONS = 6  # shift, scale and gate of the self-attention and of the MLP
+NORM_EPSILON = 1e-6  # the same in every dtype
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -29,7 +30,7 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 def rms_norm(x: Tensor) -> Tensor:
     """Norm the last axis to a root mean square of 1, without learned scale."""
-    return F.rms_norm(x, x.shape[-1:])
+    return F.rms_norm(x, x.shape[-1:], eps=NORM_EPSILON)
 
 
 class ScaledNorm(nn.RMSNorm):
