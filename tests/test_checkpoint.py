@@ -410,6 +410,13 @@ def test_manifest_with_a_wrong_field_is_refused(tmp_path: Path, change: dict[str
         load_checkpoint(path)
 
 
+def test_manifest_that_was_written_anew_is_refused(tmp_path: Path) -> None:
+    path = save(tmp_path, 1) / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()), indent=4))
+    with pytest.raises(WeightsError, match=r"manifest\.json is damaged"):
+        load_checkpoint(path.parent)
+
+
 def test_missing_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="step-00000001 is missing"):
         load_checkpoint(tmp_path / "step-00000001")

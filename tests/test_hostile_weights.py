@@ -235,9 +235,10 @@ SEVEN_MB = 7 * 2**20
     [
         b'{"a":[' + b"9.9," * (SEVEN_MB // 4) + b"1]}",
         b'{"a":[' + b"99999," * (SEVEN_MB // 6) + b"1]}",
-        b"{" + b",".join(b'"%d":1' % n for n in range(150_000)) + b"}",
+        b"{" + b",".join(b'"%d":1' % n for n in range(SEVEN_MB // 11)) + b"}",
+        b'{"a":[' + b'{"":0},' * (SEVEN_MB // 7) + b"1]}",
     ],
-    ids=["floats", "integers", "keys"],
+    ids=["floats", "integers", "keys", "objects"],
 )
 def test_large_hostile_header_takes_little_memory(tmp_path: Path, header: bytes) -> None:
     path = tmp_path / "text.safetensors"

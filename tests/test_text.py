@@ -54,6 +54,22 @@ def test_order_of_bytes_matters() -> None:
     assert bool((difference.abs() > 1e-3).any())
 
 
+def test_place_of_a_token_matters() -> None:
+    encoder = tiny_encoder()
+    first = encoder.encode(["abcdefgDEFG"]).tokens[0]
+    second = encoder.encode(["abcDEFGdefg"]).tokens[0]
+    assert bool(((first[1] - second[2]).abs() > 1e-3).any())
+
+
+def test_padding_of_the_last_token_has_no_influence() -> None:
+    encoder = tiny_encoder()
+    before = encoder.encode(["ab", "abcdefgh"]).tokens
+    with torch.no_grad():
+        encoder.byte_embedding.weight[-1] = 100.0
+    after = encoder.encode(["ab", "abcdefgh"])
+    assert torch.equal(after.tokens[after.mask], before[after.mask])
+
+
 def test_whitespace_is_folded_and_case_is_kept() -> None:
     assert normalize_prompt("  a \t red\n star ") == "a red star"
     assert normalize_prompt("A Red") == "A Red"

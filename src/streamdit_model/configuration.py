@@ -33,8 +33,8 @@ def from_table(
     """Make a dataclass from a table.
 
     Args:
-        kind: the dataclass; its fields are bool, int, float, str, None, Literal, tuples, other
-            dataclasses, or unions of these.
+        kind: the dataclass; its fields are bool, int, float, str, None, words (Literal), tuples,
+            other dataclasses, or unions of these.
         table: keys are field names; fields with a default may be missing.
         where: the table's name in messages, "" for the outermost.
         largest: bound of the size of whole numbers.
@@ -79,7 +79,7 @@ def _value(hint: Any, value: object, where: str, largest: int) -> Any:
 
 def _fits(hint: Any, value: object, largest: int) -> bool:
     if get_origin(hint) is Literal:
-        return any(type(value) is type(choice) and value == choice for choice in get_args(hint))
+        return isinstance(value, str) and value in get_args(hint)
     if hint is types.NoneType:
         return value is None
     assert hint in _WORDS, f"{hint} is no type of a configuration"
