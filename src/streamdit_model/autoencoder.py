@@ -26,6 +26,7 @@ from streamdit_model.errors import ConfigError
 __all__ = ["TIME_FACTOR", "Autoencoder", "AutoencoderConfig", "State"]
 
 TIME_FACTOR = 4  # video frames a latent frame
+SMALLEST_DEVIATION = 0.25  # of a latent channel, in shares of the largest
 SPACE_FACTOR = 8  # pixels a latent pixel, along each axis
 
 State = dict[str, Tensor]
@@ -164,11 +165,13 @@ def _resized_channels(x: Tensor, channels: int) -> Tensor:
 
 
 class LatentNorm(nn.Module):
-    """Give every latent channel mean 0 and deviation 1 over the training data.
+    """Give the latent channels mean 0 and deviation up to 1 over the training data.
 
     The statistics are running averages, in training too: those of one small batch would take away
     what its clips have in common, such as the colors.
-    Choice: so that noise of the flow and noise added in autoencoder training have a fixed scale.
+    Choice: so that noise of the flow and noise added in autoencoder training have a fixed scale. A
+    channel that hardly varies is not blown up to deviation 1: the flow would have to learn its
+    noise as if it were picture (docs/experiments.md).
     """
 
     def __init__(self, channels: int, momentum: float = 0.02) -> None:
@@ -186,8 +189,12 @@ class LatentNorm(nn.Module):
                 self.mean.lerp_(mean, self.momentum)
                 self.deviation.lerp_(spread.sqrt().clamp_min(1e-4), self.momentum)
         shape = (1, 1, -1, 1, 1)
-        mean, deviation = self.mean.clone(), self.deviation.clone()
-        return (x_bfchw - mean.view(shape).to(x_bfchw)) / deviation.view(shape).to(x_bfchw)
+        mean, scale = self.mean.clone().view(shape), self.scale().view(shape)
+        return (x_bfchw - mean.to(x_bfchw)) / scale.to(x_bfchw)
+
+    def scale(self) -> Tensor:
+        """Return what each channel is divided by, (channels,)."""
+        return self.deviation.clamp(min=SMALLEST_DEVIATION * self.deviation.max())
 
 
 class Autoencoder(nn.Module):
