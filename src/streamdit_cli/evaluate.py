@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -72,17 +73,21 @@ def evaluate(
     and shape, half of held-out pairs. A stream is right when all attributes are, in every 2 s.
     """
     from streamdit_cli import console
-    from streamdit_cli.errors import OutputError
     from streamdit_cli.making import load_model
     from streamdit_cli.presets import find_model
 
     console.configure(quiet=quiet)
-    if json_path not in (None, "-") and Path(json_path or "").exists() and not overwrite:
-        raise OutputError(f"{json_path} exists already", "replace it with --overwrite")
+    _check_json_path(json_path, overwrite=overwrite)
     folder = find_model(model)[0]
-    loaded = load_model(folder, device=device, dtype=dtype, threads=threads)
-    from streamdit_model.evaluation import autoencoder_report, evaluation_clips, report
+    from streamdit_model.evaluation import (
+        autoencoder_report,
+        check_seconds,
+        evaluation_clips,
+        report,
+    )
 
+    check_seconds(seconds)
+    loaded = load_model(folder, device=device, dtype=dtype, threads=threads)
     started = time.perf_counter()
     first_seed = 0 if seed is None else seed
     _print_cost(loaded, prompts, seconds, batch, guidance_scale)
@@ -95,12 +100,35 @@ def evaluate(
         loaded, evaluation_clips(min(prompts, 16), first_seed + 2_000_003)
     )
     record["minutes"] = round((time.perf_counter() - started) / 60, 2)
+    text = json.dumps(record, indent=1, allow_nan=False)
     if json_path == "-":
-        console.result(json.dumps(record, indent=1))
+        console.result(text)
     else:
         _print_table(record)
         if json_path is not None:
-            Path(json_path).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            _write_json(Path(json_path), text + "\n")
+
+
+def _check_json_path(json_path: str | None, *, overwrite: bool) -> None:
+    """Refuse a file that cannot be written, before the work whose result it is to hold."""
+    from streamdit_cli.errors import OutputError
+
+    if json_path in (None, "-"):
+        return
+    path = Path(json_path or "")
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise OutputError(f"--json {path} cannot be written", "choose another file")
+    if path.exists() and not overwrite:
+        raise OutputError(f"--json {path} exists", "another name, or replace it with -y")
+
+
+def _write_json(path: Path, text: str) -> None:
+    from streamdit_cli.errors import OutputError
+
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"--json {path}: {error.strerror}") from error
 
 
 def _print_cost(
@@ -170,5 +198,5 @@ def _percent(entry: dict[str, float]) -> tuple[str, str]:
 
 
 def _ratio(record: dict[str, Any], name: str) -> str:
-    truth = record["autoencoder"][name]
-    return f"{record['unseen captions'][name] / truth:.3f}" if truth else "no edges in the truth"
+    made, truth = record["unseen captions"][name], record["autoencoder"][name]
+    return "no object seen" if made is None or not truth else f"{made / truth:.3f}"

@@ -13,12 +13,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -28,16 +29,19 @@ from streamdit_model.errors import WeightsError
 from streamdit_model.shapes import Clip, SwitchClip, draw_clip, render_batch, switch
 
 __all__ = [
+    "ClipSet",
     "ClipText",
     "LatentCache",
     "encode_shapes",
     "fingerprint",
+    "is_cache_of",
     "is_reserved",
     "training_clip",
 ]
 
 FORMAT = "streamdit-latents-1"
 SHARD_CLIPS = 256
+ENCODED_CLIPS = 8  # at once
 PARAPHRASES = 6  # ways to say each caption, beside the canonical one
 RESERVED_SHARE = 10  # one caption of so many is kept for evaluation
 
@@ -55,6 +59,25 @@ class ClipText:
     before: tuple[str, ...]
     after: tuple[str, ...] = ()
     switch: int = -1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClipSet:
+    """Which clips of the shapes world a cache holds.
+
+    Args:
+        number: how many, at least 1.
+        latent_frames: length of each stream, from its first frame; more than 4.
+        resolution: pixels per side.
+        switch_share: share of clips in which one attribute changes, 0 to 1.
+        seed: of the clips.
+    """
+
+    number: int
+    latent_frames: int
+    resolution: int
+    switch_share: float
+    seed: int
 
 
 class LatentCache:
@@ -79,22 +102,18 @@ class LatentCache:
         """Read a whole cache.
 
         Raises:
-            WeightsError: the cache is incomplete, or was made with another autoencoder.
+            WeightsError: the cache is incomplete or damaged, or was made with another autoencoder.
         """
-        index_path = folder / "index.json"
-        if not index_path.is_file():
+        if not (folder / "index.json").is_file():
             raise WeightsError(f"no latent cache in {folder}", "encode it first: streamdit train")
-        index = json.loads(index_path.read_text(encoding="utf-8"))
-        if index["format"] != FORMAT or index["autoencoder"] != fingerprint(autoencoder):
-            raise WeightsError(
-                f"the latents in {folder} were made with another autoencoder",
-                "delete the folder to encode them again",
-            )
+        index = _index(folder)
+        if index["autoencoder"] != fingerprint(autoencoder.state_dict()):
+            raise _another_autoencoder(folder)
         parts, texts = [], []
         for number in range(index["shards"]):
-            with safe_open(_shard(folder, number), framework="pt") as file:
-                parts.append(file.get_tensor("latents"))
-                texts += [_text(entry) for entry in json.loads(file.metadata()["texts"])]
+            latents, shard_texts = _read_shard(_shard(folder, number))
+            parts.append(latents)
+            texts += shard_texts
         return cls(torch.cat(parts), texts)
 
     def window(self, clip: int, first: int, length: int) -> Tensor:
@@ -102,14 +121,21 @@ class LatentCache:
         return self.latents[clip, :, first : first + length].float()
 
 
-def fingerprint(module: nn.Module) -> str:
-    """Return a sha256 over names, shapes and values of a module's state, rounded to bfloat16."""
+def fingerprint(state: Mapping[str, Tensor]) -> str:
+    """Return a sha256 over names, shapes and values of weights, rounded to bfloat16."""
     digest = hashlib.sha256()
-    for name, value in sorted(module.state_dict().items()):
+    for name, value in sorted(state.items()):
         digest.update(f"{name} {tuple(value.shape)}".encode())
         value = value.detach().cpu().to(torch.bfloat16).contiguous()
-        digest.update(bytes(value.view(torch.uint8).flatten().tolist()))
+        digest.update(value.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def is_cache_of(folder: Path, autoencoder: nn.Module) -> bool:
+    """Say whether the folder holds a complete cache that this autoencoder has made."""
+    if not (folder / "index.json").is_file():
+        return False
+    return _index(folder)["autoencoder"] == fingerprint(autoencoder.state_dict())
 
 
 def is_reserved(clip: Clip) -> bool:
@@ -130,78 +156,126 @@ def training_clip(seed: int, index: int) -> Clip:
 def encode_shapes(
     folder: Path,
     autoencoder: Autoencoder,
+    clips: ClipSet,
     *,
-    clips: int,
-    latent_frames: int,
-    resolution: int,
-    switch_share: float,
-    seed: int,
     precision: str = "float32",
     on_progress: Callable[[int], None] = lambda done: None,
-) -> None:
-    """Render, encode and store clips of the shapes world; whole shards that exist are kept.
+    should_stop: Callable[[], bool] = lambda: False,
+) -> bool:
+    """Render, encode and store clips of the shapes world; shards that exist are kept.
 
     Args:
         folder: of the cache.
         autoencoder: in evaluation mode.
-        clips: how many, rounded up to whole shards.
-        latent_frames: length of each stream, from its first frame.
-        resolution: pixels per side.
-        switch_share: share of clips in which one attribute changes, 0 to 1.
-        seed: of the clips.
+        clips: which ones.
         precision: "float32", or "bfloat16" for autocast.
         on_progress: called with the clips done after each shard.
+        should_stop: asked between a few clips; True leaves the cache incomplete, to go on later.
+
+    Returns:
+        Whether the cache is complete.
 
     Raises:
         WeightsError: the folder holds latents of another autoencoder.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    name = fingerprint(autoencoder)
+    name = fingerprint(autoencoder.state_dict())
     owner = folder / "autoencoder.sha256"
-    if owner.exists() and owner.read_text(encoding="ascii") != name:
-        raise WeightsError(
-            f"the latents in {folder} were made with another autoencoder",
-            "delete the folder to encode them again",
-        )
-    owner.write_text(name, encoding="ascii")
-    shards = -(-clips // SHARD_CLIPS)
-    for number in range(shards):
-        path = _shard(folder, number)
+    if not owner.exists():
+        temporary = folder / f"autoencoder.sha256.{os.getpid()}"
+        temporary.write_text(name, encoding="ascii")
+        _put_in_place(temporary, owner)
+    elif owner.read_text(encoding="ascii") != name:
+        raise _another_autoencoder(folder)
+    starts = range(0, clips.number, SHARD_CLIPS)
+    for shard, start in enumerate(starts):
+        path = _shard(folder, shard)
+        numbers = range(start, min(start + SHARD_CLIPS, clips.number))
         if not path.exists():
-            numbers = range(number * SHARD_CLIPS, (number + 1) * SHARD_CLIPS)
-            drawn = [_draw(seed, n, latent_frames * TIME_FACTOR, switch_share) for n in numbers]
-            _write_shard(path, autoencoder, drawn, latent_frames, resolution, precision)
-        on_progress((number + 1) * SHARD_CLIPS)
-    index = {"format": FORMAT, "autoencoder": name, "shards": shards}
+            latents, texts = _encoded(autoencoder, clips, numbers, precision, should_stop)
+            if len(latents) < len(numbers):
+                return False
+            _write_shard(path, latents, texts)
+        on_progress(numbers.stop)
+    index = {"format": FORMAT, "autoencoder": name, "shards": len(starts)}
     temporary = folder / f"index.json.{os.getpid()}"
     temporary.write_text(json.dumps(index), encoding="utf-8")
-    temporary.replace(folder / "index.json")
+    _put_in_place(temporary, folder / "index.json")
+    return True
 
 
-def _write_shard(
-    path: Path,
+def _encoded(
     autoencoder: Autoencoder,
-    drawn: Sequence[tuple[Clip | SwitchClip, ClipText]],
-    latent_frames: int,
-    resolution: int,
+    clips: ClipSet,
+    numbers: range,
     precision: str,
-) -> None:
+    should_stop: Callable[[], bool],
+) -> tuple[Tensor, list[ClipText]]:
+    """Return latents and captions of some clips; of fewer when stopped."""
+    video_frames = clips.latent_frames * TIME_FACTOR
+    drawn = [_draw(clips.seed, number, video_frames, clips.switch_share) for number in numbers]
     parameter = next(autoencoder.parameters())
-    parts = []
+    parts: list[Tensor] = []
     autocast = torch.autocast(
         parameter.device.type, torch.bfloat16, enabled=precision == "bfloat16"
     )
     with torch.inference_mode(), autocast:
-        for start in range(0, len(drawn), 8):
-            some = [clip for clip, _ in drawn[start : start + 8]]
-            pixels = render_batch(some, latent_frames * TIME_FACTOR, resolution)
+        for start in range(0, len(drawn), ENCODED_CLIPS):
+            if should_stop():
+                break
+            some = [clip for clip, _ in drawn[start : start + ENCODED_CLIPS]]
+            pixels = render_batch(some, video_frames, clips.resolution)
             video = pixels.to(parameter.device).permute(0, 4, 1, 2, 3).to(parameter.dtype) / 255
             parts.append(autoencoder.encode(video).to("cpu", torch.bfloat16))
-    latents = torch.cat(parts).contiguous()
-    texts = json.dumps([asdict(text) for _, text in drawn])
+    latents = torch.cat(parts).contiguous() if parts else torch.empty(0)
+    return latents, [text for _, text in drawn]
+
+
+def _write_shard(path: Path, latents: Tensor, texts: Sequence[ClipText]) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
-    save_file({"latents": latents}, temporary, metadata={"texts": texts})
+    metadata = {"texts": json.dumps([asdict(text) for text in texts])}
+    save_file({"latents": latents}, temporary, metadata=metadata)
+    _put_in_place(temporary, path)
+
+
+def _put_in_place(temporary: Path, path: Path) -> None:
+    """Give a file its name once all of it is on the disk."""
+    with open(temporary, "rb+") as file:
+        os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def _read_shard(path: Path) -> tuple[Tensor, list[ClipText]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            texts = [_text(entry) for entry in json.loads(file.metadata()["texts"])]
+            return file.get_tensor("latents"), texts
+    except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
+        raise WeightsError(
+            f"{path.name} of the latents in {path.parent} is missing or damaged",
+            f"delete {path.parent} to encode them again",
+        ) from error
+
+
+def _index(folder: Path) -> dict[str, Any]:
+    """Read index.json: format, autoencoder and shards."""
+    try:
+        index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+        if index["format"] == FORMAT and index["shards"] >= 1 and index["autoencoder"]:
+            return index
+    except (ValueError, TypeError, KeyError):
+        pass
+    raise WeightsError(
+        f"index.json of the latents in {folder} is damaged, or of another format than {FORMAT}",
+        f"delete {folder} to encode them again",
+    )
+
+
+def _another_autoencoder(folder: Path) -> WeightsError:
+    return WeightsError(
+        f"the latents in {folder} were made with another autoencoder",
+        "delete the folder to encode them again",
+    )
 
 
 def _draw(

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,7 +25,13 @@ from streamdit_model.flow_matching import SIGMA_MIN, euler_step, interpolate, sa
 from streamdit_model.partition import Partition
 from streamdit_model.replay import ReplayPool
 from streamdit_model.text import TextEncoder
-from streamdit_model.training import FlowMix, cut_window, draw_window, frame_text
+from streamdit_model.training import (
+    FlowMix,
+    check_clip_length,
+    cut_window,
+    draw_window,
+    frame_text,
+)
 from streamdit_model.transformer import FrameText, StreamDiT
 
 __all__ = ["DistillationConfig", "DistillationTask", "teacher_end"]
@@ -156,6 +161,7 @@ class DistillationTask:
         self.num_segments = partition.num_chunks
         self.chunk_size = partition.chunk_size
         self.buffer_length = partition.buffer_length
+        check_clip_length(cache.num_frames, self.buffer_length, lead_in)
         levels = Partition(
             num_chunks=partition.num_chunks,
             chunk_size=partition.chunk_size,
@@ -164,7 +170,9 @@ class DistillationTask:
             gamma_parameter=partition.gamma_parameter,
         )
         self.table = levels.gamma_table()
+        self.batch_size = batch_size
         self.pool_size = round(config.pool_share * batch_size)
+        self.mix = _mix(config, self.chunk_size, self.buffer_length)
         channels, (_, height, width) = student.config.latent_channels, student.config.grid
         self.pool = ReplayPool(
             self.pool_size,
@@ -224,7 +232,7 @@ class DistillationTask:
     def after_step(self, step: int) -> None:
         """Advance the streams of the pool by the cycle that the step has computed."""
         for sample, latents in self._advanced.items():
-            draw = sample_draws(self.seed, step, self.pool_size + sample)
+            draw = sample_draws(self.seed, step, self.batch_size + sample)  # of no sample
             self.pool.advance(sample, latents, draw)
         self._advanced.clear()
 
@@ -256,19 +264,12 @@ class DistillationTask:
                 prompts=self.pool.prompts(sample),
                 from_pool=True,
             )
-        mix = FlowMix(
-            chunk_sizes=(self.chunk_size, self.buffer_length),
-            probabilities=(1 - self.config.uniform_share, self.config.uniform_share),
-            growth_share=self.config.growth_share,
-            text_dropout=self.config.text_dropout,
-            paraphrase_share=self.config.paraphrase_share,
-        )
-        window = draw_window(draw, mix, self.cache, self.buffer_length, self.lead_in)
+        window = draw_window(draw, self.mix, self.cache, self.buffer_length, self.lead_in)
         segment = self._stream_segments()
         if window.chunk_size == self.buffer_length:
             segment = torch.full_like(segment, int(draw.integers(self.num_segments)))
         clean = cut_window(self.cache, window, self.buffer_length)
-        noise = torch.from_numpy(draw.standard_normal(clean.shape, dtype=np.float32))
+        noise = torch.from_numpy(draw.standard_normal(clean.shape, dtype="float32"))
         tau = self.table[segment * self.config.teacher_steps].float()
         latents = interpolate(clean[None], noise[None], tau[None], SIGMA_MIN)[0]
         return Start(latents, segment, window.num_present, window.prompts, from_pool=False)
@@ -288,6 +289,20 @@ class Start:
     num_present: int
     prompts: tuple[str, ...]
     from_pool: bool
+
+
+def _mix(config: DistillationConfig, chunk_size: int, buffer_length: int) -> FlowMix:
+    """The student's own scheme and the uniform one, without a scheme that has no share."""
+    shares = {chunk_size: 1 - config.uniform_share, buffer_length: config.uniform_share}
+    if chunk_size == buffer_length:
+        shares = {chunk_size: 1.0}
+    return FlowMix(
+        chunk_sizes=tuple(size for size, share in shares.items() if share > 0),
+        probabilities=tuple(share for share in shares.values() if share > 0),
+        growth_share=config.growth_share,
+        text_dropout=config.text_dropout,
+        paraphrase_share=config.paraphrase_share,
+    )
 
 
 def _logs(per_sample: Tensor, starts: list[Start]) -> dict[str, float]:

@@ -11,7 +11,8 @@ says exactly what must be seen, so that a score needs no judgement.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
@@ -21,7 +22,7 @@ from torch import Tensor
 from streamdit_model.autoencoder import TIME_FACTOR
 from streamdit_model.captions import caption
 from streamdit_model.data import is_reserved
-from streamdit_model.errors import ConfigError
+from streamdit_model.errors import ConfigError, NumericsError
 from streamdit_model.latent_streams import stream_latents
 from streamdit_model.reconstruction import peak_signal_to_noise
 from streamdit_model.shapes import ATTRIBUTES, FPS, Clip, draw_clip, render
@@ -32,12 +33,14 @@ __all__ = [
     "Share",
     "StreamScore",
     "autoencoder_report",
+    "check_seconds",
     "evaluation_clips",
     "report",
     "score_streams",
 ]
 
 WINDOW_SECONDS = 2.0
+ROUND_TRIP_FRAMES = 64  # at once, so that memory does not grow with the clip
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +104,16 @@ def evaluation_clips(count: int, seed: int, *, held_out: bool = False) -> list[C
     return clips
 
 
+def check_seconds(seconds: float) -> None:
+    """Refuse a length that windows of 2 s do not divide, or shorter than 4 s.
+
+    Raises:
+        ConfigError: such a length.
+    """
+    if not (2 * WINDOW_SECONDS <= seconds < math.inf) or seconds % WINDOW_SECONDS:
+        raise ConfigError(f"{seconds:g} seconds is not a multiple of 2 and at least 4")
+
+
 def score_streams(
     model: Model,
     clips: Sequence[Clip],
@@ -129,9 +142,9 @@ def score_streams(
 
     Raises:
         ConfigError: a length that windows of 2 s do not divide.
+        NumericsError: the model made video that is not finite.
     """
-    if seconds < 2 * WINDOW_SECONDS or seconds % WINDOW_SECONDS:
-        raise ConfigError(f"{seconds:g} seconds is not a multiple of 2 and at least 4")
+    check_seconds(seconds)
     words = [caption(clip) for clip in clips] if prompts is None else list(prompts)
     for first in range(0, len(clips), batch):
         some = clips[first : first + batch]
@@ -149,7 +162,10 @@ def score_streams(
 
 
 def report(scores: Sequence[StreamScore]) -> dict[str, object]:
-    """Sum up the scores of streams of one length as plain values for JSON."""
+    """Sum up the scores of streams of one length as plain values for JSON.
+
+    A measure that no window has, such as the color error where no object is seen, is None.
+    """
     names = (*ATTRIBUTES, "all")
     windows = len(scores[0].windows)
     half = windows // 2
@@ -170,9 +186,9 @@ def report(scores: Sequence[StreamScore]) -> dict[str, object]:
         "last_half": round(mean(w["all"] for s in scores for w in s.windows[half:]), 4),
         "by_motion": _by(scores, "motion"),
         "by_shape": _by(scores, "shape"),
-        "color_error": round(mean(v.color_error for s in scores for v in s.verdicts), 2),
-        "edge_energy": round(mean(v.edge_energy for s in scores for v in s.verdicts), 4),
-        "border_step": round(mean(s.border_step for s in scores), 4),
+        "color_error": _known_mean((v.color_error for s in scores for v in s.verdicts), 2),
+        "edge_energy": _known_mean((v.edge_energy for s in scores for v in s.verdicts), 4),
+        "border_step": _known_mean((s.border_step for s in scores), 4),
     }
 
 
@@ -220,6 +236,8 @@ def _videos(
             model, prompts, seeds, num_chunks, guidance_scale=guidance_scale
         ):
             video, state = model.autoencoder.decode_step(latents.to(model.dtype), state)
+            if not bool(video.isfinite().all()):
+                raise NumericsError("the model made video that is not finite")
             parts.append(_to_uint8(video))
     return torch.cat(parts, dim=1)[:, :num_frames]
 
@@ -231,10 +249,22 @@ def _to_uint8(video: Tensor) -> Tensor:
 
 
 def _round_trip(model: Model, frames: Tensor) -> Tensor:
-    """Encode and decode a whole clip: uint8 (frames, h, w, 3) to the same."""
+    """Stream a clip through encoder and decoder: uint8 (frames, h, w, 3) to the same."""
+    encoder_state = decoder_state = None
+    parts = []
     with torch.inference_mode():
-        video = frames.to(model.device).permute(3, 0, 1, 2)[None].to(model.dtype) / 255
-        return _to_uint8(model.autoencoder.decode(model.autoencoder.encode(video)))[0]
+        for piece in frames.split(ROUND_TRIP_FRAMES):
+            video = piece.to(model.device).permute(3, 0, 1, 2)[None].to(model.dtype) / 255
+            latents, encoder_state = model.autoencoder.encode_step(video, encoder_state)
+            video, decoder_state = model.autoencoder.decode_step(latents, decoder_state)
+            parts.append(_to_uint8(video)[0])
+    return torch.cat(parts)
+
+
+def _known_mean(values: Iterable[float], digits: int) -> float | None:
+    """Mean of the values that are numbers, rounded; None when there are none."""
+    known = [value for value in values if math.isfinite(value)]
+    return round(mean(known), digits) if known else None
 
 
 def _psnr(frames: Tensor, truth: Tensor) -> float:

@@ -60,6 +60,8 @@ class DataRecipe:
                 f"{self.clips} clips with switch_share {self.switch_share}; at least 1 clip, "
                 "and a share between 0 and 1"
             )
+        if self.latent_frames <= 4:
+            raise ConfigError(f"latent_frames {self.latent_frames} is not more than 4")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,7 +81,8 @@ class TrainingRecipe:
         quality: the last, with a falling rate.
 
     Raises:
-        ConfigError: a model that is not square, as the shapes world is.
+        ConfigError: a model that is not square, as the shapes world is, or has reference frames, or
+            a chunk size that does not divide its buffer.
 
     Paper: section 5.1.
     """
@@ -101,6 +104,18 @@ class TrainingRecipe:
                 f"height {self.model.height} is not width {self.model.width}; the shapes world "
                 "is square"
             )
+        if self.model.partition.num_reference:
+            raise ConfigError(
+                f"num_reference {self.model.partition.num_reference}; training is with 0"
+            )
+        length = self.model.partition.buffer_length
+        for stage in self.stages:
+            wrong = [size for size in stage.mix.chunk_sizes if length % size]
+            if wrong:
+                raise ConfigError(
+                    f"{stage.name}.mix.chunk_sizes: {wrong[0]} does not divide the buffer of "
+                    f"{length} latent frames"
+                )
 
     @property
     def stages(self) -> tuple[FlowStage, ...]:

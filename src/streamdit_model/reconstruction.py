@@ -53,17 +53,18 @@ class ReconstructionTask:
 
     def __init__(self, autoencoder: Autoencoder, config: ReconstructionConfig, seed: int) -> None:
         self.modules: dict[str, nn.Module] = {"autoencoder": autoencoder}
+        self.autoencoder = autoencoder
         self.config = config
         self.seed = seed
         self._reconstruct = torch.compile(_reconstruct) if config.compile else _reconstruct
 
     def begin(self, stage: str) -> None:
         """Put the autoencoder into training mode, where latent statistics are the batch's own."""
-        self.modules["autoencoder"].train()
+        self.autoencoder.train()
 
     def loss(self, step: int, samples: range) -> tuple[Tensor, dict[str, float]]:
         """Return the summed loss of windows drawn for these samples."""
-        device = next(self.modules["autoencoder"].parameters()).device
+        device = next(self.autoencoder.parameters()).device
         draws = [sample_draws(self.seed, step, sample) for sample in samples]
         clips = [draw_clip(self.seed, int(draw.integers(2**40))) for draw in draws]
         frames = self.config.latent_frames * TIME_FACTOR
@@ -77,7 +78,7 @@ class ReconstructionTask:
                 for share in [draw.random() * self.config.latent_noise]
             ]
         ).to(device)
-        output = self._reconstruct(self.modules["autoencoder"], video, noise)
+        output = self._reconstruct(self.autoencoder, video, noise)
         loss = _error(output.float(), video, self.config.difference_weight)
         return loss, {"psnr": peak_signal_to_noise(output.detach().float(), video)}
 
@@ -92,10 +93,8 @@ class ReconstructionTask:
         """Take nothing back."""
 
     def _latent_shape(self, video: Tensor) -> tuple[int, ...]:
-        autoencoder = self.modules["autoencoder"]
-        assert isinstance(autoencoder, Autoencoder)
-        channels = autoencoder.config.latent_channels
-        return (channels, *autoencoder.latent_shape(*video.shape[2:]))
+        channels = self.autoencoder.config.latent_channels
+        return (channels, *self.autoencoder.latent_shape(*video.shape[2:]))
 
 
 def peak_signal_to_noise(output: Tensor, video: Tensor) -> float:
@@ -104,7 +103,7 @@ def peak_signal_to_noise(output: Tensor, video: Tensor) -> float:
     return 10 * math.log10(1 / max(error, 1e-12))
 
 
-def _reconstruct(autoencoder: nn.Module, video: Tensor, noise: Tensor) -> Tensor:
+def _reconstruct(autoencoder: Autoencoder, video: Tensor, noise: Tensor) -> Tensor:
     latents = autoencoder.encode(video)
     return autoencoder.decode(latents + noise.to(latents))
 

@@ -9,11 +9,15 @@ data alone lie off the student's own path (paper.md section 4).
 
 from __future__ import annotations
 
-import numpy as np
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from streamdit_model.data import LatentCache
+
+if TYPE_CHECKING:
+    import numpy as np
 
 __all__ = ["ReplayPool"]
 
@@ -109,7 +113,7 @@ class ReplayPool:
                 values.narrow(dim, size, frames - size).clone()
             )
         shape = (self.latents.shape[1], size, *self.latents.shape[3:])
-        noise = draw.standard_normal(shape, dtype=np.float32)
+        noise = draw.standard_normal(shape, dtype="float32")
         self.latents[slot, :, frames - size :] = torch.from_numpy(noise)
         self.num_present[slot] = min(int(self.num_present[slot]) + size, frames)
 

@@ -14,27 +14,28 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from streamdit_model.autoencoder import Autoencoder
 from streamdit_model.configuration import to_table
-from streamdit_model.data import LatentCache, encode_shapes
+from streamdit_model.data import ClipSet, LatentCache, encode_shapes, fingerprint, is_cache_of
 from streamdit_model.distillation import DistillationTask
-from streamdit_model.errors import ConfigError
+from streamdit_model.errors import ConfigError, WeightsError
 from streamdit_model.model_config import ModelConfig
 from streamdit_model.recipes import DataRecipe, DistillationRecipe, TrainingRecipe
 from streamdit_model.reconstruction import ReconstructionTask
 from streamdit_model.text import TextEncoder
-from streamdit_model.trainer import LoopConfig, Trainer
-from streamdit_model.training import FlowTask
+from streamdit_model.trainer import LoopConfig, Stage, Task, Trainer
+from streamdit_model.training import FlowTask, check_clip_length
 from streamdit_model.transformer import StreamDiT
-from streamdit_model.weights import load_states, save
+from streamdit_model.weights import load_states, meta_modules, save
 
 __all__ = ["RunOptions", "run_distillation", "run_training"]
 
-TrainedStates = dict[str, dict[str, Tensor]]
+States = dict[str, dict[str, Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,51 +65,52 @@ def run_training(recipe: TrainingRecipe, folder: Path, options: RunOptions) -> b
         WeightsError: a damaged checkpoint, or weights in `init_from` that do not fit.
         NumericsError: the loss is no longer finite.
     """
-    _open_run(folder, to_table(recipe), options.resume)
-    states = load_states(options.init_from)[1] if options.init_from is not None else None
+    lead_in = _encoder_lead_in(recipe.model)
+    check_clip_length(recipe.data.latent_frames, recipe.model.transformer.grid[0], lead_in)
+    states = None if options.init_from is None else load_states(options.init_from)[1]
+    _open_run(folder, to_table(recipe) | _origin("init_from", states), options.resume)
     autoencoder = _train_autoencoder(recipe, folder, options, states)
     if autoencoder is None:
         return False
-    size = recipe.model.height
-    cache = _latents(
-        recipe.data, folder / "latents", autoencoder, size, recipe.seed, recipe.loop, options
-    )
+    clips = _clip_set(recipe.data, recipe.model, recipe.seed)
+    cache = _latents(clips, folder / "latents", autoencoder, recipe.loop.precision, options)
+    if cache is None:
+        return False
+    task = _flow_task(recipe, cache, lead_in, options.device, states)
+
+    def export(averages: States, step: int) -> None:
+        parts = (averages["transformer"], autoencoder.state_dict(), averages["text"])
+        card = _card(recipe.model, step, "trained with mixed partitions")
+        save(folder / "model", recipe.model, *parts, card=card)
+
+    return _train(task, recipe.stages, recipe.loop, folder, export, options)
+
+
+def _flow_task(
+    recipe: TrainingRecipe,
+    cache: LatentCache,
+    lead_in: int,
+    device: str,
+    states: States | None,
+) -> FlowTask:
+    """Build the networks, with new weights or those that were given, and what trains them."""
     torch.manual_seed(recipe.seed + 1)
-    transformer = StreamDiT(recipe.model.transformer).to(options.device)
-    text_encoder = TextEncoder(recipe.model.text).to(options.device)
+    transformer = StreamDiT(recipe.model.transformer).to(device)
+    text_encoder = TextEncoder(recipe.model.text).to(device)
     if states is not None:
-        transformer.load_state_dict(states["transformer"])
-        text_encoder.load_state_dict(states["text"])
-    task = FlowTask(
+        _take_weights(transformer, states, "transformer")
+        _take_weights(text_encoder, states, "text")
+    return FlowTask(
         transformer,
         text_encoder,
         cache,
         {stage.name: stage.mix for stage in recipe.stages},
-        lead_in=autoencoder.encoder_lead_in,
+        lead_in=lead_in,
         seed=recipe.seed,
         gamma=recipe.model.partition.gamma,
         gamma_parameter=recipe.model.partition.gamma_parameter,
         compile_blocks=recipe.compile,
     )
-
-    def export(step: int) -> None:
-        averages = trainer.averages.values
-        parts = (averages["transformer"], autoencoder.state_dict(), averages["text"])
-        card = _card(recipe.model, step, "trained with mixed partitions")
-        save(folder / "model", recipe.model, *parts, card=card)
-        options.report(f"step {step} of {trainer.total_steps}: wrote {folder / 'model'}")
-
-    trainer = Trainer(
-        task,
-        recipe.stages,
-        recipe.loop,
-        folder,
-        on_sample=export,
-        should_stop=options.should_stop,
-    )
-    if trainer.resume():
-        options.report(f"going on from step {trainer.step} of {trainer.total_steps}")
-    return trainer.run()
 
 
 def run_distillation(
@@ -131,22 +133,19 @@ def run_distillation(
     config, states = load_states(teacher_folder)
     if config.distilled:
         raise ConfigError(f"the model {config.name} is distilled already; give its teacher")
-    _open_run(folder, to_table(recipe), options.resume)
-    parts = {name: {k: v.float() for k, v in state.items()} for name, state in states.items()}
-    first = load_states(options.init_from)[1] if options.init_from is not None else parts
-    networks = [StreamDiT(config.transformer).to(options.device) for _ in range(2)]
-    for network, state in zip(networks, (first["transformer"], parts["transformer"]), strict=True):
-        network.load_state_dict(state)
-    text_encoder = TextEncoder(config.text).to(options.device)
-    text_encoder.load_state_dict(parts["text"])
+    first = None if options.init_from is None else load_states(options.init_from)[1]
+    origins = _origin("teacher", states) | _origin("init_from", first)
+    _open_run(folder, to_table(recipe) | origins, options.resume)
+    torch.manual_seed(recipe.seed)
     autoencoder = Autoencoder(config.autoencoder).to(options.device).eval()
-    autoencoder.load_state_dict(parts["autoencoder"])
+    _take_weights(autoencoder, states, "autoencoder")
     beside = teacher_folder.parent / "latents"
-    latents = beside if (beside / "index.json").is_file() else folder / "latents"
-    cache = _latents(
-        recipe.data, latents, autoencoder, config.height, recipe.seed, recipe.loop, options
-    )
-    student_config = replace(
+    latents = beside if is_cache_of(beside, autoencoder) else folder / "latents"
+    clips = _clip_set(recipe.data, config, recipe.seed)
+    cache = _latents(clips, latents, autoencoder, recipe.loop.precision, options)
+    if cache is None:
+        return False
+    student = replace(
         config,
         name=recipe.name,
         partition=replace(config.partition, micro_steps=1),
@@ -154,46 +153,73 @@ def run_distillation(
         guidance_scale=1.0,
         strength=recipe.strength,
     )
-    task = DistillationTask(
+    task = _distillation_task(recipe, student, cache, options.device, states, first or states)
+
+    def export(averages: States, step: int) -> None:
+        parts = (averages["transformer"], states["autoencoder"], states["text"])
+        card = _card(student, step, f"distilled from {config.name}")
+        save(folder / "model", student, *parts, card=card)
+
+    stages = (replace(recipe.stage, name="distill"),)
+    return _train(task, stages, recipe.loop, folder, export, options)
+
+
+def _distillation_task(
+    recipe: DistillationRecipe,
+    student: ModelConfig,
+    cache: LatentCache,
+    device: str,
+    teacher_states: States,
+    student_states: States,
+) -> DistillationTask:
+    networks = []
+    for states in (student_states, teacher_states):
+        network = StreamDiT(student.transformer).to(device)
+        _take_weights(network, states, "transformer")
+        networks.append(network)
+    text_encoder = TextEncoder(student.text).to(device)
+    _take_weights(text_encoder, teacher_states, "text")
+    return DistillationTask(
         networks[0],
         networks[1],
         text_encoder,
         cache,
-        student_config.partition,
+        student.partition,
         recipe.distillation,
         batch_size=recipe.loop.batch_size,
-        lead_in=autoencoder.encoder_lead_in,
+        lead_in=_encoder_lead_in(student),
         seed=recipe.seed,
         compile_blocks=recipe.compile,
     )
 
-    def export(step: int) -> None:
-        student = trainer.averages.values["transformer"]
-        card = _card(student_config, step, f"distilled from {config.name}")
-        save(
-            folder / "model",
-            student_config,
-            student,
-            parts["autoencoder"],
-            parts["text"],
-            card=card,
-        )
+
+def _train(
+    task: Task,
+    stages: tuple[Stage, ...],
+    loop: LoopConfig,
+    folder: Path,
+    export: Callable[[States, int], None],
+    options: RunOptions,
+) -> bool:
+    """Run the stages, exporting a model with every checkpoint; False when stopped before the end.
+
+    Args:
+        export: writes `folder/model` from the averages and the step.
+    """
+
+    def on_sample(step: int) -> None:
+        export(trainer.averages.values, step)
         options.report(f"step {step} of {trainer.total_steps}: wrote {folder / 'model'}")
 
     trainer = Trainer(
-        task,
-        (replace(recipe.stage, name="distill"),),
-        recipe.loop,
-        folder,
-        on_sample=export,
-        should_stop=options.should_stop,
+        task, stages, loop, folder, on_sample=on_sample, should_stop=options.should_stop
     )
     if trainer.resume():
         options.report(f"going on from step {trainer.step} of {trainer.total_steps}")
     return trainer.run()
 
 
-def _open_run(folder: Path, recipe: dict[str, object], resume: bool) -> None:
+def _open_run(folder: Path, recipe: dict[str, Any], resume: bool) -> None:
     """Make the folder of a new run, or check that the recipe is the one it was started with."""
     path = folder / "recipe.json"
     text = json.dumps(recipe, indent=1) + "\n"
@@ -231,13 +257,13 @@ def _changed(before: object, after: object, where: str = "") -> list[str]:
 
 
 def _train_autoencoder(
-    recipe: TrainingRecipe, folder: Path, options: RunOptions, states: TrainedStates | None
+    recipe: TrainingRecipe, folder: Path, options: RunOptions, states: States | None
 ) -> Autoencoder | None:
     """Return the autoencoder as the model folder will hold it, or None when stopped before."""
     torch.manual_seed(recipe.seed)
     autoencoder = Autoencoder(recipe.model.autoencoder).to(options.device)
     if states is not None:
-        autoencoder.load_state_dict(states["autoencoder"])
+        _take_weights(autoencoder, states, "autoencoder")
         return autoencoder.eval()
     task = ReconstructionTask(autoencoder, recipe.autoencoder.reconstruction, recipe.seed)
     trainer = Trainer(
@@ -264,29 +290,65 @@ def _rounded(module: nn.Module) -> Autoencoder:
     return module
 
 
+def _clip_set(data: DataRecipe, model: ModelConfig, seed: int) -> ClipSet:
+    return ClipSet(
+        number=data.clips,
+        latent_frames=data.latent_frames,
+        resolution=model.height,
+        switch_share=data.switch_share,
+        seed=seed,
+    )
+
+
 def _latents(
-    data: DataRecipe,
-    folder: Path,
-    autoencoder: Autoencoder,
-    resolution: int,
-    seed: int,
-    loop: LoopConfig,
-    options: RunOptions,
-) -> LatentCache:
+    clips: ClipSet, folder: Path, autoencoder: Autoencoder, precision: str, options: RunOptions
+) -> LatentCache | None:
+    """Open the latents of a folder, encoded first where they are missing; None when stopped."""
     if not (folder / "index.json").is_file():
-        options.report(f"encoding {data.clips} clips to {folder}")
-        encode_shapes(
+        options.report(f"encoding {clips.number} clips to {folder}")
+        is_complete = encode_shapes(
             folder,
             autoencoder,
-            clips=data.clips,
-            latent_frames=data.latent_frames,
-            resolution=resolution,
-            switch_share=data.switch_share,
-            seed=seed,
-            precision=loop.precision,
+            clips,
+            precision=precision,
             on_progress=lambda done: options.report(f"{done} clips encoded"),
+            should_stop=options.should_stop,
         )
+        if not is_complete:
+            return None
     return LatentCache.open(folder, autoencoder)
+
+
+def _encoder_lead_in(config: ModelConfig) -> int:
+    autoencoder = meta_modules(config)["autoencoder"]
+    assert isinstance(autoencoder, Autoencoder)
+    return autoencoder.encoder_lead_in
+
+
+def _origin(name: str, states: States | None) -> dict[str, str]:
+    """What recipe.json says of weights that a run began with, so that it goes on with no others."""
+    if states is None:
+        return {}
+    every = {f"{part}.{key}": t for part, state in states.items() for key, t in state.items()}
+    return {name: fingerprint(every)}
+
+
+def _take_weights(module: nn.Module, states: States, part: str) -> None:
+    """Load a part of a model.
+
+    Raises:
+        WeightsError: names or shapes differ from the module's; some are named.
+    """
+    found = {name: tuple(value.shape) for name, value in states[part].items()}
+    expected = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    names = found.keys() | expected.keys()
+    wrong = sorted(name for name in names if found.get(name) != expected.get(name))
+    if wrong:
+        raise WeightsError(
+            f"the {part} to begin with does not fit the model: {', '.join(wrong[:3])}",
+            "its configuration must be that of the model to be trained",
+        )
+    module.load_state_dict(states[part])
 
 
 def _card(config: ModelConfig, step: int, how: str) -> str:

@@ -1,13 +1,11 @@
-"""The one training loop of every stage: optimizers, schedule, averages, metrics, checkpoints.
+"""The one training loop of every stage: schedule, metrics, checkpoints, and what is not finite.
 
 It knows nothing of video: a task says what the loss of a range of global samples is. Every draw
 of a task is keyed by (seed, step, global sample index), so a run that stops and resumes, or splits
 its batch in other ways, does the same mathematics. Single process here; ranks would each take a
 share of the global batch in `Trainer._samples`.
 
-Paper: section 5.1 (stages); optimizer, averages and clipping are not given.
-Choice: Muon on the matrices of the blocks and AdamW on the rest, because at this size it reaches
-the same loss in less than half the samples; paper.md section 3.
+Paper: section 5.1 (stages); the schedule inside a stage and clipping are not given.
 """
 
 from __future__ import annotations
@@ -15,6 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -30,13 +29,17 @@ from streamdit_model.checkpoint import (
     newest_checkpoint,
     save_checkpoint,
 )
-from streamdit_model.errors import ConfigError, NumericsError, WeightsError
+from streamdit_model.errors import ConfigError, NumericsError
+from streamdit_model.optimizers import (
+    Averages,
+    load_optimizer,
+    make_optimizers,
+    optimizer_tensors,
+)
 
-__all__ = ["Averages", "LoopConfig", "Stage", "Task", "Trainer", "learning_rate_share"]
+__all__ = ["LoopConfig", "Stage", "Task", "Trainer", "learning_rate_share"]
 
 _log = logging.getLogger(__name__)
-
-MUON_STACKS = ("blocks", "layers", "encoder", "decoder")  # repeated layers of our networks
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,10 +50,13 @@ class Stage:
         name: stage name; in a recipe the name of its table.
         steps: optimizer steps, at least 0.
         learning_rate: of AdamW.
-        muon_learning_rate: of Muon; 0 leaves its matrices to AdamW.
+        muon_learning_rate: of Muon; 0 in all stages leaves its matrices to AdamW.
         warmup_steps: steps over which the rate rises linearly from 0.
         decay_share: last share of the stage over which the rate falls linearly, 0 to 1.
-        final_share: share of the rate that is left at the end of the fall.
+        final_share: share of the rate that is left at the end of the fall, 0 to 1.
+
+    Raises:
+        ConfigError: a number below 0, or a share above 1.
     """
 
     name: str = ""
@@ -60,6 +66,14 @@ class Stage:
     warmup_steps: int = 0
     decay_share: float = 0.0
     final_share: float = 0.05
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "learning_rate", "muon_learning_rate", "warmup_steps"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} {getattr(self, name)} is below 0")
+        for name in ("decay_share", "final_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} {getattr(self, name)} is not between 0 and 1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,7 +93,8 @@ class LoopConfig:
         max_skipped: steps with a loss or gradient that is not finite before the run is given up.
 
     Raises:
-        ConfigError: accumulation does not divide batch_size, or an unknown precision.
+        ConfigError: accumulation does not divide batch_size, an unknown precision, or a number out
+            of range.
     """
 
     batch_size: int
@@ -101,6 +116,18 @@ class LoopConfig:
             )
         if self.precision not in ("float32", "bfloat16"):
             raise ConfigError(f"precision {self.precision!r}; float32 and bfloat16 are known")
+        for name in ("checkpoint_every", "log_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} {getattr(self, name)} is not at least 1")
+        for name in ("weight_decay", "max_skipped"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} {getattr(self, name)} is below 0")
+        if self.gradient_clip <= 0:
+            raise ConfigError(f"gradient_clip {self.gradient_clip} is not above 0")
+        if not all(0 <= decay < 1 for decay in (*self.betas, self.ema_decay)):
+            raise ConfigError(
+                f"betas {self.betas} and ema_decay {self.ema_decay} are not all at least 0, below 1"
+            )
 
 
 class Task(Protocol):
@@ -113,12 +140,14 @@ class Task(Protocol):
 
     def loss(self, step: int, samples: range) -> tuple[Tensor, dict[str, float]]:
         """Return the sum over samples of their mean loss, and numbers to log."""
+        ...
 
     def after_step(self, step: int) -> None:
         """Commit what the step changed outside the weights, such as a replay pool."""
 
     def state(self) -> dict[str, Tensor]:
         """Return what a checkpoint needs beside weights and optimizers."""
+        ...
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Take back what `state` returned."""
@@ -134,24 +163,6 @@ def learning_rate_share(stage: Stage, step: int) -> float:
     return warm
 
 
-class Averages:
-    """Exponential moving averages of the floating-point state of modules, in float32."""
-
-    def __init__(self, modules: dict[str, nn.Module]) -> None:
-        self.values = {
-            name: {key: value.detach().clone() for key, value in module.state_dict().items()}
-            for name, module in modules.items()
-        }
-
-    @torch.no_grad()
-    def update(self, modules: dict[str, nn.Module], decay: float) -> None:
-        """Move every average towards the present value: decay * average + (1 - decay) * value."""
-        for name, module in modules.items():
-            state = module.state_dict()
-            averages = [self.values[name][key] for key in state]
-            torch._foreach_lerp_(averages, [value.float() for value in state.values()], 1 - decay)
-
-
 class Trainer:
     """Runs the stages of a task, and leaves checkpoints and metrics in a folder.
 
@@ -162,6 +173,9 @@ class Trainer:
         folder: gets `checkpoints/` and `metrics.jsonl`.
         on_sample: called with the step after each checkpoint (samples, model export).
         should_stop: asked before each step; True saves a checkpoint and leaves `run`.
+
+    Raises:
+        ConfigError: Muon in some stages only, so that its matrices would rest in the others.
     """
 
     def __init__(
@@ -182,7 +196,13 @@ class Trainer:
         self.should_stop = should_stop
         self.step = 0
         self.skipped = 0
-        self.optimizers = _optimizers(task.modules, stages, config)
+        self._saved_step = -1
+        self.optimizers = make_optimizers(
+            task.modules,
+            uses_muon=_uses_muon(stages),
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+        )
         self.averages = Averages(task.modules)
 
     @property
@@ -198,23 +218,23 @@ class Trainer:
                 finite step are saved.
         """
         name = None
+        if self.step == self.total_steps and self.on_sample is not None:
+            self.on_sample(self.step)  # a run that was killed at its end may lack it
         for stage, step in self._remaining():
             if stage.name != name:
                 name = stage.name
                 self.task.begin(name)
             if self.should_stop():
-                self.save()
+                self._checkpoint()
                 return False
             started = time.perf_counter()
             logs = self._optimize(stage, step)
             self.step += 1
             if self.step % self.config.log_every == 0 or "skipped" in logs:
-                self._write_metrics(name, logs, time.perf_counter() - started)
+                self._write_metrics(stage.name, logs, time.perf_counter() - started)
             if self.step % self.config.checkpoint_every == 0 or self.step == self.total_steps:
-                self.save()
-                if self.on_sample is not None:
-                    self.on_sample(self.step)
-            if self.skipped > self.config.max_skipped:
+                self._checkpoint()
+            if "skipped" in logs and self.skipped > self.config.max_skipped:
                 self.save()
                 raise NumericsError(
                     f"{self.skipped} steps with a loss or gradient that is not finite, "
@@ -227,6 +247,7 @@ class Trainer:
         """Take up the newest whole checkpoint; return False when there is none."""
         newest = newest_checkpoint(self.folder / "checkpoints")
         if newest is None:
+            self._trim_metrics()
             return False
         tensors, record = load_checkpoint(newest)
         for name, module in self.task.modules.items():
@@ -234,29 +255,42 @@ class Trainer:
             for key, value in tensors[f"average-{name}"].items():
                 self.averages.values[name][key].copy_(value)
         for name, optimizer in self.optimizers.items():
-            _load_optimizer(optimizer, tensors.get(f"optimizer-{name}", {}))
+            load_optimizer(optimizer, tensors.get(f"optimizer-{name}", {}))
         self.task.load_state(tensors.get("task", {}))
-        self.step = int(record["step"])
-        self.skipped = int(record["skipped"])
+        step, skipped = record["step"], record["skipped"]
+        assert isinstance(step, int) and isinstance(skipped, int)
+        self.step, self.skipped = step, skipped
         torch.set_rng_state(tensors["random"]["cpu"])
+        self._saved_step = self.step
+        self._trim_metrics()
         return True
 
-    def save(self) -> Path:
-        """Write a whole checkpoint of everything the run needs, and drop old ones."""
+    def save(self) -> None:
+        """Write a whole checkpoint of everything the run needs, and drop old ones.
+
+        Nothing is written when there is one of this step already.
+        """
+        if self.step == self._saved_step:
+            return
         tensors: dict[str, dict[str, Tensor]] = {"random": {"cpu": torch.get_rng_state()}}
         for name, module in self.task.modules.items():
             tensors[f"model-{name}"] = dict(module.state_dict())
             tensors[f"average-{name}"] = self.averages.values[name]
         for name, optimizer in self.optimizers.items():
-            tensors[f"optimizer-{name}"] = _optimizer_tensors(optimizer)
+            tensors[f"optimizer-{name}"] = optimizer_tensors(optimizer)
         tensors["task"] = self.task.state()
         tensors = {name: group for name, group in tensors.items() if group}
         folder = self.folder / "checkpoints"
         folder.mkdir(parents=True, exist_ok=True)
         record = {"step": self.step, "skipped": self.skipped}
-        path = save_checkpoint(folder, self.step, tensors, record)
+        save_checkpoint(folder, self.step, tensors, record)
+        self._saved_step = self.step
         keep_last(folder, 2)
-        return path
+
+    def _checkpoint(self) -> None:
+        self.save()
+        if self.on_sample is not None:
+            self.on_sample(self.step)
 
     def _remaining(self) -> Iterator[tuple[Stage, int]]:
         """Yield every stage and its own step that lie ahead."""
@@ -278,21 +312,19 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["lr"] = rates[name] * share
             optimizer.zero_grad(set_to_none=True)
-        logs: dict[str, float] = {}
-        total = 0.0
-        for part in range(self.config.accumulation):
-            precision = self.config.precision == "bfloat16"
-            device = next(self._parameters()).device.type
-            with torch.autocast(device, torch.bfloat16, enabled=precision):
-                loss, part_logs = self.task.loss(self.step, self._samples(part))
-            (loss / self.config.batch_size).backward()
-            total += float(loss.detach()) / self.config.batch_size
-            logs |= part_logs
+        buffers = [
+            (buffer, buffer.clone())
+            for module in self.task.modules.values()
+            for buffer in module.buffers()
+        ]
+        total, logs = self._backward()
         parameters = [p for p in self._parameters() if p.grad is not None]
         norm = float(nn.utils.clip_grad_norm_(parameters, self.config.gradient_clip))
         logs |= {"loss": total, "gradient_norm": norm, "learning_rate_share": share}
         if not math.isfinite(total) or not math.isfinite(norm):
             self.skipped += 1
+            for buffer, value in buffers:  # statistics that the forward pass has moved
+                buffer.copy_(value)
             _log.warning("step %d skipped: loss %s, gradient norm %s", self.step, total, norm)
             return logs | {"skipped": float(self.skipped)}
         for optimizer in self.optimizers.values():
@@ -301,6 +333,21 @@ class Trainer:
         decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
         self.averages.update(self.task.modules, decay)
         return logs
+
+    def _backward(self) -> tuple[float, dict[str, float]]:
+        """Add up the gradients of all parts; return the loss, and the parts' mean numbers."""
+        total = 0.0
+        numbers: dict[str, list[float]] = {}
+        device = next(self._parameters()).device.type
+        for part in range(self.config.accumulation):
+            low = self.config.precision == "bfloat16"
+            with torch.autocast(device, torch.bfloat16, enabled=low):
+                loss, logs = self.task.loss(self.step, self._samples(part))
+            (loss / self.config.batch_size).backward()
+            total += float(loss.detach()) / self.config.batch_size
+            for name, value in logs.items():
+                numbers.setdefault(name, []).append(value)
+        return total, {name: sum(values) / len(values) for name, values in numbers.items()}
 
     def _parameters(self) -> Iterator[nn.Parameter]:
         for module in self.task.modules.values():
@@ -313,52 +360,39 @@ class Trainer:
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
+    def _trim_metrics(self) -> None:
+        """Drop the lines of steps that are made again: a killed run was ahead of its checkpoint."""
+        path = self.folder / "metrics.jsonl"
+        if not path.exists():
+            return
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+        kept = [line for line in lines if _metrics_step(line) <= self.step]
+        if kept != lines:
+            temporary = path.with_name(f"metrics.jsonl.{os.getpid()}")
+            temporary.write_text("".join(kept), encoding="utf-8")
+            temporary.replace(path)
+
+
+def _metrics_step(line: str) -> float:
+    """Step of a line of metrics.jsonl; infinity for a line that was cut off."""
+    try:
+        return json.loads(line)["step"] if line.endswith("\n") else math.inf
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+def _uses_muon(stages: tuple[Stage, ...]) -> bool:
+    """Whether Muon trains matrices, in all stages that have steps."""
+    used = [stage for stage in stages if stage.steps]
+    without = [stage.name for stage in used if stage.muon_learning_rate == 0]
+    if without and len(without) < len(used):
+        raise ConfigError(
+            f"muon_learning_rate is 0 in {', '.join(without)} and not in the other stages; "
+            "all stages have one, or none"
+        )
+    return bool(used) and not without
+
 
 def _finite_or_text(value: float) -> float | str:
     """JSON has no NaN: write what is not finite as text."""
     return round(value, 6) if math.isfinite(value) else str(value)
-
-
-def _optimizers(
-    modules: dict[str, nn.Module], stages: tuple[Stage, ...], config: LoopConfig
-) -> dict[str, torch.optim.Optimizer]:
-    """Muon for the matrices of repeated blocks where a stage asks for it, AdamW for the rest."""
-    uses_muon = any(stage.muon_learning_rate > 0 for stage in stages)
-    matrices, rest = [], []
-    for module in modules.values():
-        for name, parameter in module.named_parameters():
-            in_stack = any(f"{stack}." in name for stack in MUON_STACKS)
-            is_matrix = parameter.ndim == 2 and name.endswith("weight") and in_stack
-            (matrices if uses_muon and is_matrix else rest).append(parameter)
-    optimizers: dict[str, torch.optim.Optimizer] = {
-        "adamw": torch.optim.AdamW(
-            rest, lr=0.0, betas=config.betas, weight_decay=config.weight_decay
-        )
-    }
-    if matrices:
-        optimizers["muon"] = torch.optim.Muon(
-            matrices, lr=0.0, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw"
-        )
-    return optimizers
-
-
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Flatten an optimizer's state to tensors named `<parameter index>.<key>`."""
-    state = optimizer.state_dict()["state"]
-    return {
-        f"{index}.{key}": value if isinstance(value, Tensor) else torch.tensor(value)
-        for index, entries in state.items()
-        for key, value in entries.items()
-    }
-
-
-def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = value.clone()
-    count = sum(len(group["params"]) for group in optimizer.param_groups)
-    if state and max(state) >= count:
-        raise WeightsError(f"the checkpoint has {max(state) + 1} optimizer states for {count}")
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})

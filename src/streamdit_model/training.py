@@ -12,8 +12,8 @@ windows with a prompt switch, so that a prompt may change (paper.md 3).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,7 +25,18 @@ from streamdit_model.partition import ChunkMix, training_tau
 from streamdit_model.text import TextCondition, TextEncoder
 from streamdit_model.transformer import FrameText, StreamDiT
 
-__all__ = ["FlowMix", "FlowTask", "Window", "cut_window", "draw_window", "frame_text"]
+if TYPE_CHECKING:
+    import numpy as np
+
+__all__ = [
+    "FlowMix",
+    "FlowTask",
+    "Window",
+    "check_clip_length",
+    "cut_window",
+    "draw_window",
+    "frame_text",
+]
 
 TEXT_TOKENS_STEP = 8  # text lengths are padded to multiples, so that compiled blocks are reused
 
@@ -79,6 +90,19 @@ class Window:
     chunk_size: int
     num_present: int
     prompts: tuple[str, ...]
+
+
+def check_clip_length(latent_frames: int, buffer_length: int, lead_in: int) -> None:
+    """Refuse clips from whose middle no window can be cut.
+
+    Raises:
+        ConfigError: fewer latent frames than the lead-in and the buffer together.
+    """
+    if latent_frames < buffer_length + lead_in:
+        raise ConfigError(
+            f"clips of {latent_frames} latent frames are too short for a buffer of "
+            f"{buffer_length} after a lead-in of {lead_in}"
+        )
 
 
 def draw_window(
@@ -172,11 +196,7 @@ class FlowTask:
         self.gamma = gamma
         self.gamma_parameter = gamma_parameter
         self.buffer_length = transformer.config.grid[0]
-        if cache.num_frames < self.buffer_length + lead_in:
-            raise ConfigError(
-                f"clips of {cache.num_frames} latent frames are too short for a buffer of "
-                f"{self.buffer_length} after a lead-in of {lead_in}"
-            )
+        check_clip_length(cache.num_frames, self.buffer_length, lead_in)
         if compile_blocks:
             for block in transformer.blocks:
                 block.compile(dynamic=False)
@@ -203,7 +223,7 @@ class FlowTask:
         ).to(device)
         noise = torch.stack(
             [
-                torch.from_numpy(draw.standard_normal(clean.shape[1:], dtype=np.float32))
+                torch.from_numpy(draw.standard_normal(clean.shape[1:], dtype="float32"))
                 for draw in draws
             ]
         ).to(device)
