@@ -37,10 +37,10 @@ LARGEST_PICTURE = 2_000_000
 
 def commands_on(page: Path) -> list[list[str]]:
     """Return the words of every `streamdit` command in a page's code."""
-    text = page.read_text(encoding="utf-8")
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
     prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
     blocks = re.findall(r"^```[a-z]*\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    lines = [line for block in blocks for line in block.splitlines()]
     lines += re.findall(r"^(?: {4}|\t)(.*)$", prose, re.MULTILINE)
     lines += re.findall(r"`([^`\n]+)`", prose)
     return [words for line in lines if "streamdit " in line for words in commands_of(line)]
@@ -137,6 +137,11 @@ def test_ci_runs_the_commands_of_the_readme() -> None:
     assert "pip install --quiet ." in script
     assert "\npytest" in script
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+def test_documents_have_no_gaps_left_to_fill() -> None:
+    for page in PAGES:
+        assert not re.search(r"@@|\bNN\b|TODO|FIXME", page.read_text(encoding="utf-8")), page.name
 
 
 def test_links_between_documents_lead_somewhere() -> None:
