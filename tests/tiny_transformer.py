@@ -71,3 +71,22 @@ def inputs(
 def one_prompt(model: StreamDiT) -> FrameText:
     """Return the first prompt of `condition` for every sample."""
     return FrameText(model.text_keys(condition()), torch.zeros(1, dtype=torch.long))
+
+
+def close(one: Tensor, other: Tensor, tolerance: float = 1e-12) -> None:
+    """Assert equality up to the rounding of float64 sums taken in another order."""
+    torch.testing.assert_close(one, other, rtol=0, atol=tolerance)
+
+
+def moved_frames(one: Tensor, other: Tensor) -> list[int]:
+    """Return the latent frames in which two velocities differ."""
+    differences = (one - other).abs().amax(dim=(0, 1, 3, 4))
+    return [frame for frame, value in enumerate(differences.tolist()) if value > 1e-9]
+
+
+def without_self_attention(model: StreamDiT) -> StreamDiT:
+    """Keep every frame to itself: nothing but self-attention lets frames meet."""
+    with torch.no_grad():
+        for block in model.blocks:
+            block.attention.output.weight.zero_()  # type: ignore[union-attr]
+    return model
