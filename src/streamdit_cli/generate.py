@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from streamdit_model.stream import Stream
     from streamdit_model.weights import Model, ModelConfig
 
-__all__ = ["EXAMPLES", "Wishes", "check_wishes", "generate", "make_plan", "parse_size"]
+__all__ = ["EXAMPLES", "Size", "Wishes", "check_wishes", "generate", "make_plan", "parse_size"]
 
 EXAMPLES = (
     'streamdit generate -p "a red star bouncing on a navy background" --seconds 10 -o star.mp4',
@@ -51,8 +51,15 @@ DEFAULT_SECONDS = 10.0
 _LARGEST_SIDE = 16384
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    """Read a size in pixels, `640x480`: (width, height).
+class Size(NamedTuple):
+    """Of a video, in pixels. Not a plain tuple, which Typer reads as two words."""
+
+    width: int
+    height: int
+
+
+def parse_size(text: str) -> Size:
+    """Read a size in pixels, `640x480`.
 
     Raises:
         typer.BadParameter: anything else.
@@ -61,7 +68,7 @@ def parse_size(text: str) -> tuple[int, int]:
     width, height = (int(number) for number in found.groups()) if found else (0, 0)
     if not (0 < width <= _LARGEST_SIDE and 0 < height <= _LARGEST_SIDE):
         raise typer.BadParameter(f"{text!r} is not a size; write WIDTHxHEIGHT, as in 640x480")
-    return width, height
+    return Size(width, height)
 
 
 NoPromptOption = Annotated[bool, typer.Option("--no-prompt", help="Make video without words.")]
@@ -79,7 +86,7 @@ NegativePromptOption = Annotated[
 ]
 
 SizeOption = Annotated[
-    tuple[int, int] | None,
+    Size | None,
     typer.Option(
         "--size",
         metavar="WxH",
@@ -136,7 +143,7 @@ class Wishes:
     negative_prompt: str | None
     seconds: float | None
     num_frames: int | None
-    size: tuple[int, int] | None
+    size: Size | None
     seed: int
     start: Literal["ramp", "clip"] | None
     guidance_scale: float | None
