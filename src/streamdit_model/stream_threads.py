@@ -127,7 +127,7 @@ class ThreadedRun:
                 self._latents.put(denoiser.next())
                 made += 1
             self._latents.put(None)
-        except BaseException as error:  # every error goes on to the reader
+        except BaseException as error:  # every error goes on to the reader, who closes the stream
             self._latents.put(error)
 
     @torch.inference_mode()
@@ -139,9 +139,7 @@ class ThreadedRun:
                     self.check()
                     self._video.put(decoder.next(made))
             self._video.put(made)
-        except BaseException as error:  # every error goes on to the reader
-            self._stopping.set()
-            self._room.release()
+        except BaseException as error:  # every error goes on to the reader, who closes the stream
             self._video.put(error)
 
     def _use_threads(self) -> None:
