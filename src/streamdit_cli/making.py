@@ -94,7 +94,8 @@ def make(
         fps: frames in a second of video.
         seconds: length of the whole video; None is without end.
         micro_steps: denoising steps of a chunk.
-        signals: the first one ends the video after this chunk, the second one at once.
+        signals: the first one ends the video after this chunk, the second one at once, though the
+            stream still waits for the network call that is running.
         records: for programs.
 
     Raises:
@@ -105,7 +106,7 @@ def make(
     """
     progress = console.Progress(seconds, fps)
     ended = "complete"
-    signals.be_patient(lambda: writer.hurry(PIPE_SECONDS))
+    signals.be_patient(lambda: writer.hurry(PIPE_SECONDS), writer.cancel)
     try:
         for chunk in stream:
             writer.write(chunk.frames)

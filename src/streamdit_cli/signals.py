@@ -31,6 +31,7 @@ class Signals:
     def __init__(self) -> None:
         self.received: int | None = None
         self._on_first: Callable[[], None] | None = None
+        self._on_second: Callable[[], None] | None = None
         self._count = 0
         self._before: dict[int, object] = {}
 
@@ -39,9 +40,13 @@ class Signals:
         """Name of the signal that came, e.g. SIGINT; empty before it."""
         return "" if self.received is None else signal.Signals(self.received).name
 
-    def be_patient(self, on_first: Callable[[], None]) -> None:
-        """From now on the first signal calls this and sets `received`; the second one raises."""
-        self._on_first = on_first
+    def be_patient(self, on_first: Callable[[], None], on_second: Callable[[], None]) -> None:
+        """From now on the first signal only calls `on_first` and sets `received`.
+
+        The second one calls `on_second` and raises. Both are called in the middle of anything that
+        the main thread does, so they take no lock that it may hold.
+        """
+        self._on_first, self._on_second = on_first, on_second
 
     def __enter__(self) -> Signals:
         if threading.current_thread() is threading.main_thread():
@@ -67,6 +72,8 @@ class Signals:
         if self._count == 1 and self._on_first is not None:
             self._on_first()
         elif self._count <= 2:
+            if self._on_second is not None:
+                self._on_second()
             raise Stopped(self.received, "")
         else:
             signal.signal(number, signal.SIG_DFL)

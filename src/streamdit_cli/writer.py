@@ -23,6 +23,8 @@ __all__ = ["Encoder", "Writer"]
 
 # Seconds that ending may take after a second signal.
 ABORT_SECONDS = 1.0
+# How often the waiting thread looks whether it is cancelled, in seconds.
+GLANCE = 0.1
 
 
 class Encoder(Protocol):
@@ -60,7 +62,7 @@ class Writer:
         self._target = target
         self._fps = fps
         self._failure: BaseException | None = None
-        self._is_aborted = threading.Event()
+        self._is_cancelled = threading.Event()
         self._is_closed = False
         self._queue: queue.Queue[Tensor | None] = queue.Queue(maxsize=1)
         self._thread = threading.Thread(target=self._run, name="encoder", daemon=True)
@@ -100,17 +102,17 @@ class Writer:
             self._is_closed = True
             self._raise()
 
-    def abort(self) -> None:
-        """End the video at once with the frames encoded so far; raises nothing."""
-        self._is_aborted.set()
+    def cancel(self) -> None:
+        """Let the video end now, with the frames encoded so far; a signal handler may call it."""
+        self._is_cancelled.set()
         self.hurry(0.0)
-        if not self._is_closed and self._thread.is_alive():
-            try:
-                self._queue.put(None, timeout=ABORT_SECONDS)
-            except queue.Full:
-                return
+
+    def abort(self) -> None:
+        """Cancel, and wait a moment for the end; raises nothing."""
+        if not self._is_closed:
+            self.cancel()
             self._thread.join(ABORT_SECONDS)
-        self._is_closed = True
+            self._is_closed = True
 
     def _run(self) -> None:
         """The thread: encode until the end or a failure, end the video, then only drain."""
@@ -118,11 +120,11 @@ class Writer:
         is_ended = False
         try:
             while not is_ended:
-                frames = self._queue.get()
+                frames = self._next()
                 is_ended = frames is None
                 if frames is not None:
                     self._encode(frames)
-            self._encoder.finish(flush=not self._is_aborted.is_set())
+            self._encoder.finish(flush=not self._is_cancelled.is_set())
         except Exception as error:  # raised again by the owner's next call
             failure = error
         try:
@@ -131,11 +133,20 @@ class Writer:
             failure = failure or error
         self._failure = failure
         while not is_ended:
-            is_ended = self._queue.get() is None
+            is_ended = self._next() is None
+
+    def _next(self) -> Tensor | None:
+        """Return the next frames; None at the end, and when the video was cancelled."""
+        while not self._is_cancelled.is_set():
+            try:
+                return self._queue.get(timeout=GLANCE)
+            except queue.Empty:
+                continue
+        return None
 
     def _encode(self, frames: Tensor) -> None:
         for frame in frames:
-            if self._is_aborted.is_set():
+            if self._is_cancelled.is_set():
                 return
             if isinstance(self._target, Pipe) and self._target.is_late:
                 raise GaveUp
