@@ -40,7 +40,9 @@ class Signals:
         """Name of the signal that came, e.g. SIGINT; empty before it."""
         return "" if self.received is None else signal.Signals(self.received).name
 
-    def be_patient(self, on_first: Callable[[], None], on_second: Callable[[], None]) -> None:
+    def be_patient(
+        self, on_first: Callable[[], None], on_second: Callable[[], None] | None = None
+    ) -> None:
         """From now on the first signal only calls `on_first` and sets `received`.
 
         The second one calls `on_second` and raises. Both are called in the middle of anything that
