@@ -168,6 +168,14 @@ def install(faults: Sequence[Fault]) -> None:
         setattr(owner, name, _with_fault(getattr(owner, name), fault))
 
 
+def until(condition: Callable[[], object], seconds: float = 120.0) -> None:
+    """Return when a condition holds; AssertionError when it does not in this time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "what the test waits for did not happen"
+        time.sleep(0.02)
+
+
 class Case:
     """A command line that runs."""
 
@@ -185,6 +193,22 @@ class Case:
     def send(self, number: int) -> None:
         """Send it a signal."""
         os.kill(self.pid, number)
+
+    def settle(self) -> None:
+        """Return when all its threads wait for something and no signal is on its way (Linux).
+
+        Signals that come close together are one signal, or come in another order.
+        """
+        until(lambda: all(self._is_waiting() for _ in range(3)))
+
+    def _is_waiting(self) -> bool:
+        time.sleep(0.02)
+        for task in Path(f"/proc/{self.pid}/task").iterdir():
+            fields = dict(line.split(":", 1) for line in (task / "status").read_text().splitlines())
+            pending = int(fields["SigPnd"], 16) | int(fields["ShdPnd"], 16)
+            if pending or not fields["State"].strip().startswith("S"):
+                return False
+        return True
 
     def wait(self, seconds: float = 60.0) -> int:
         """Return its exit code, negative for a signal; TimeoutError when it does not end."""

@@ -15,7 +15,6 @@ import shutil
 import signal
 import struct
 import subprocess
-import time
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ import torch
 from conftest import TINY_CHUNK, TINY_FPS
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from launcher import Ended, Fault, Launcher
+from launcher import Case, Ended, Fault, Launcher, until
 
 from streamdit_cli.errors import InputError, OutputError
 from streamdit_cli.output import CONTAINERS, free_name, open_writer
@@ -43,6 +42,8 @@ PATCHES = torch.tensor(
     dtype=torch.uint8,
 )  # fmt: skip
 PATCH_SIDE = 16
+
+linux = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads /proc")
 
 
 def patches(num_frames: int = 4) -> torch.Tensor:
@@ -143,8 +144,7 @@ def test_unfinished_mp4_is_fragmented_and_plays(tmp_path: Path) -> None:
     writer = open_writer(str(tmp_path / "a.mp4"), width=32, height=32, fps=TINY_FPS)
     for chunk in moving(64).split(8):
         writer.write(chunk)
-    while writer.frames_written < 64:
-        time.sleep(0.01)
+    until(lambda: writer.frames_written == 64)
     try:
         assert [path.name for path in tmp_path.iterdir()] == ["a.part.mp4"]
         assert sum(1 for _ in read_video(tmp_path / "a.part.mp4")) >= 64 - TINY_FPS - 1
@@ -375,41 +375,45 @@ def test_signal_while_loading_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
-def test_second_signal_hurries_and_the_file_plays(
+def start_and_hang(seconds: float, launcher: Launcher, model: Path, folder: Path) -> Case:
+    """Run an endless stream whose 13th chunk takes long, up to there."""
+    hang = Fault("velocity", "sleep", 16, seconds=seconds)
+    command = words(model, "inf", "-o", "a.mp4", "--json", "a.jsonl")
+    case = launcher.start(command, cwd=folder, faults=[hang])
+    until(lambda: reported(folder / "a.jsonl") >= 80)
+    case.settle()
+    return case
+
+
+def send_two(first: int, second: int, case: Case, folder: Path) -> None:
+    """Send two signals; the video waits for the chunk in the making, then does not."""
+    case.send(first)
+    case.settle()
+    assert not (folder / "a.mp4").exists()
+    case.send(second)
+    until((folder / "a.mp4").exists)
+    assert num_frames(folder / "a.mp4") >= 80
+
+
+@linux
+def test_second_signal_ends_the_video_before_the_chunk_in_the_making(
     launcher: Launcher, tiny_model: Path, tmp_path: Path
 ) -> None:
-    """The model takes long for its 13th chunk; the video does not wait for it."""
-    hang = Fault("velocity", "sleep", 16, seconds=6)
-    command = words(tiny_model, "inf", "-o", "a.mp4", "--json", "a.jsonl")
-    case = launcher.start(command, cwd=tmp_path, faults=[hang])
-    while reported(tmp_path / "a.jsonl") < 80:
-        time.sleep(0.02)
-    case.send(signal.SIGTERM)
-    time.sleep(0.3)
-    assert not (tmp_path / "a.mp4").exists()  # the first one waits for the chunk in the making
-    began = time.monotonic()
-    case.send(signal.SIGINT)
-    while not (tmp_path / "a.mp4").exists():
-        time.sleep(0.02)
-    assert time.monotonic() - began < 4
-    assert num_frames(tmp_path / "a.mp4") >= 80
+    case = start_and_hang(8, launcher, tiny_model, tmp_path)
+    send_two(signal.SIGTERM, signal.SIGINT, case, tmp_path)
     assert case.wait() == 143  # the first signal is the one that counts
 
 
-def test_third_signal_kills_and_the_part_file_plays(
+@linux
+def test_third_signal_kills_and_the_file_plays(
     launcher: Launcher, tiny_model: Path, tmp_path: Path
 ) -> None:
-    """The disk hangs at the very end, and the second signal has to wait for it a while."""
-    stuck = Fault("rename", "sleep", 1, seconds=60)
-    case = launcher.start(words(tiny_model, 4, "-o", "a.mp4"), cwd=tmp_path, faults=[stuck])
-    part = tmp_path / "a.part.mp4"
-    while not is_ordinary(part):
-        time.sleep(0.02)
-    for _ in range(3):
-        case.send(signal.SIGINT)
-        time.sleep(0.05)
-    assert case.wait(20) == -signal.SIGINT
-    assert num_frames(part) == 64
+    case = start_and_hang(60, launcher, tiny_model, tmp_path)
+    send_two(signal.SIGINT, signal.SIGINT, case, tmp_path)
+    case.settle()  # it waits for the one call of the model that is running
+    case.send(signal.SIGINT)
+    assert case.wait(30) == -signal.SIGINT
+    assert num_frames(tmp_path / "a.mp4") >= 80
 
 
 def test_ignored_hangup_stays_ignored(launcher: Launcher, tiny_model: Path, tmp_path: Path) -> None:
@@ -595,8 +599,7 @@ def test_second_process_is_refused_and_told_by_whom(
 ) -> None:
     command = words(tiny_model, "inf", "-o", "a.mp4", "--json", "a.jsonl")
     first = launcher.start(command, cwd=tmp_path)
-    while not reported(tmp_path / "a.jsonl"):
-        time.sleep(0.02)
+    until(lambda: reported(tmp_path / "a.jsonl"))
     second = launcher.run(words(tiny_model, 1, "-o", "a.mp4", *more), cwd=tmp_path)
     assert second.code == 6
     assert f"a.part.mp4 is being written by process {first.pid}" in second.errors[0]
@@ -659,11 +662,10 @@ def soak(frames: int, launcher: Launcher, model: Path, folder: Path) -> list[tup
     case = launcher.start(command, cwd=folder)
     samples: list[tuple[int, int, int]] = []
     step = frames // 60
-    while (done := reported_fast(folder / "a.jsonl")) < frames - step:
-        if done >= (samples[-1][0] if samples else 0) + step:
-            files = len(os.listdir(f"/proc/{case.pid}/fd"))
-            samples.append((done, resident(case.pid), files))
-        time.sleep(0.02)
+    for mark in range(step, frames - step, step):
+        until(lambda mark=mark: reported_fast(folder / "a.jsonl") >= mark)
+        files = len(os.listdir(f"/proc/{case.pid}/fd"))
+        samples.append((mark, resident(case.pid), files))
     assert case.wait(120) == 0
     return samples
 
@@ -680,7 +682,7 @@ def reported_fast(path: Path) -> int:
         return 0
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads /proc")
+@linux
 def test_memory_does_not_grow_with_the_length(
     launcher: Launcher, tiny_model: Path, tmp_path: Path
 ) -> None:

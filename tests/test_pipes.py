@@ -235,8 +235,9 @@ def test_reader_that_leaves_ends_the_run_quietly(
         ),
     ):
         taken = b""
-        while len(taken) < size:
-            taken += os.read(reader, size - len(taken))
+        while len(taken) < size and (part := os.read(reader, size - len(taken))):
+            taken += part
+        assert len(taken) == size
         leave(reader)
         assert case.wait() == 141
     assert (tmp_path / "err").read_bytes() == b""
@@ -289,7 +290,7 @@ def test_reader_that_stops_and_goes_on_gets_every_byte(
     with piped(launcher, command, cwd=tmp_path) as (case, reader):
         fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, 4096)
         began = os.read(reader, 100)
-        wait_until_still(case.pid)
+        case.settle()
         before = resident(case.pid)
         time.sleep(1.0)
         # 4 frames and 2 MB; nothing may be made while nobody reads.
@@ -298,16 +299,6 @@ def test_reader_that_stops_and_goes_on_gets_every_byte(
         data = began + read_all(reader)
         assert case.wait() == 0
     assert data == whole
-
-
-def wait_until_still(pid: int) -> None:
-    """Return when a process has used no processor time for a while."""
-    used, still = -1, 0
-    while still < 5:
-        time.sleep(0.1)
-        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-        still = still + 1 if int(fields[11]) + int(fields[12]) == used else 0
-        used = int(fields[11]) + int(fields[12])
 
 
 def resident(pid: int) -> int:
@@ -321,7 +312,7 @@ def test_signal_ends_a_run_whose_reader_has_stopped(
 ) -> None:
     with piped(launcher, words(tiny_model, "inf"), cwd=tmp_path) as (case, reader):
         os.read(reader, 100)
-        wait_until_still(case.pid)
+        case.settle()
         began = time.monotonic()
         case.send(getattr(signal, name))
         assert case.wait() == SIGNALS[name]
