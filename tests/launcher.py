@@ -226,8 +226,13 @@ class Case:
 
 @dataclass
 class Launcher:
-    """The client of a fork server; a context manager."""
+    """The client of a fork server; a context manager.
 
+    Args:
+        preloaded: modules that the server imports beside its own.
+    """
+
+    preloaded: tuple[str, ...] = ()
     _folder: tempfile.TemporaryDirectory[str] = field(default_factory=tempfile.TemporaryDirectory)
 
     def __enter__(self) -> Launcher:
@@ -239,7 +244,7 @@ class Launcher:
         }
         self._path = str(Path(self._folder.name) / "socket")
         self._listener = socket.socket(socket.AF_UNIX)
-        command = [sys.executable, __file__, self._path]
+        command = [sys.executable, __file__, self._path, *self.preloaded]
         self._server = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE)
         assert self._server.stdout is not None
         assert self._server.stdout.readline() == b"ready\n"
@@ -323,10 +328,10 @@ class Launcher:
             return Ended(exit_code, out.read(), text, time.monotonic() - began)
 
 
-def _serve(path: str) -> None:
+def _serve(path: str, *preloaded: str) -> None:
     """Fork for each connection, for ever."""
     _die_with_parent()
-    for module in PRELOADED:
+    for module in (*PRELOADED, *preloaded):
         importlib.import_module(module)
     from streamdit_cli.app import main
 
@@ -410,4 +415,4 @@ def _become(request: dict[str, Any], descriptors: Sequence[int]) -> None:
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
-    _serve(sys.argv[1])
+    _serve(*sys.argv[1:])
