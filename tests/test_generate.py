@@ -239,6 +239,31 @@ def test_seed_is_chosen_printed_and_gives_the_same_frames_again(
     assert other[:half] == first.stdout[:half] and other != first.stdout
 
 
+def test_pipe_format_for_a_file_is_a_warning(
+    launcher: Launcher, tiny_model: Path, tmp_path: Path
+) -> None:
+    command = ["generate", "-m", str(tiny_model), "--no-prompt", "--num-frames", "1", "-q"]
+    command += ["-o", "a.mp4", "--pipe-format", "nut"]
+    ended = launcher.run(command, cwd=tmp_path)
+    assert (ended.code, ended.stderr) == (
+        0,
+        "warning: --pipe-format nut has no effect on the file a.mp4\n",
+    )
+
+
+def test_network_gets_the_threads_asked_for_or_leaves_one_core(
+    launcher: Launcher, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Without `OMP_NUM_THREADS`, which the tests set, one core is left to decoding and encoding."""
+    command = ["generate", "-m", str(tiny_model), "--no-prompt", "--num-frames", "1", "-q", "-y"]
+    found = []
+    for more in (["--threads", "3"], []):
+        code = "import os, torch; torch.set_num_threads(6); os.environ.pop('OMP_NUM_THREADS')"
+        launcher.run([*command, *more, "-o", "a.mp4"], cwd=tmp_path, code=code)
+        found.append(probe(tmp_path / "a.mp4").record["threads"])
+    assert found == ["3", "5"]
+
+
 def test_long_prompt_is_cut_with_a_warning(
     launcher: Launcher, tiny_model: Path, tmp_path: Path
 ) -> None:

@@ -219,7 +219,6 @@ def generate(
     the prompt.
     """
     from streamdit_cli import console
-    from streamdit_cli.errors import OutputError
     from streamdit_cli.output import check_output, free_name, reserve
     from streamdit_cli.presets import find_model
     from streamdit_cli.prompts import read_prompts
@@ -249,9 +248,11 @@ def generate(
         place = reserve(name, codec=codec, pipe_format=pipe_format, overwrite=overwrite)
         try:
             records = Records(json_path, overwrite=overwrite)
-        except OutputError:
+        except BaseException:
             place.release()
             raise
+        if pipe_format not in ("y4m", place.kind):
+            console.warn(f"--pipe-format {pipe_format} has no effect on the file {place.name}")
         with records:
             _run(wishes, folder, loading, place, signals, records)
 
@@ -322,12 +323,13 @@ def _run(
 ) -> None:
     """Load the model and make the video."""
     from streamdit_cli import console
-    from streamdit_cli.making import explained, load_model, make, video_metadata
+    from streamdit_cli.making import explained, load_model, make, stream_threads, video_metadata
 
     try:
         if place.replaced:
             console.warn(f"replacing {place.replaced}")
         plan = _read_plan(wishes, folder)
+        loading["threads"] = loading["threads"] or stream_threads()
         model = load_model(folder, **loading)
         stream = _open_stream(plan, model)
         fps, size = plan.config.fps, {"width": plan.config.width, "height": plan.config.height}
@@ -341,7 +343,10 @@ def _run(
         writer = place.start(**size, fps=fps, metadata=record)
     except BaseException as error:
         place.release()
-        raise explained(error, "") from error
+        told = explained(error, "")
+        if told is error:
+            raise
+        raise told from error
     make(
         stream,
         writer,

@@ -7,6 +7,7 @@ plays, says how much of it there is, and raises what the exit code is made from.
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from streamdit_model.stream import Stream
     from streamdit_model.weights import Model
 
-__all__ = ["explained", "load_model", "make", "video_metadata"]
+__all__ = ["explained", "load_model", "make", "stream_threads", "video_metadata"]
 
 # Seconds that a reader who has stopped reading gets after a signal.
 PIPE_SECONDS = 1.0
@@ -49,6 +50,18 @@ def load_model(
         torch.set_num_threads(threads)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return load(folder, device=place, dtype=getattr(torch, dtype) if dtype else _fastest(place))
+
+
+def stream_threads() -> int:
+    """Return how many CPU threads the network of a stream gets where nothing else is asked for.
+
+    Choice: one fewer than there are cores, since decoding and encoding need one beside the network;
+    as many as `OMP_NUM_THREADS` says where it is set.
+    """
+    import torch
+
+    spare = 0 if "OMP_NUM_THREADS" in os.environ else 1
+    return max(1, torch.get_num_threads() - spare)
 
 
 def _fastest(device: torch.device) -> torch.dtype:
@@ -123,6 +136,8 @@ def make(
         _end_early(writer, error)
         told = explained(error, writer.kept)
         ended = signals.name or type(told).__name__
+        if told is error:
+            raise
         raise told from error
     finally:
         stream.close()

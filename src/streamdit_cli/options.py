@@ -185,7 +185,7 @@ ThreadsOption = Annotated[
         max=4096,
         envvar="STREAMDIT_THREADS",
         show_default=False,
-        help="CPU threads. Without it: one for each core this process may use.",
+        help="CPU threads of the network. Without it: what suits the cores of this machine.",
         rich_help_panel=_PERFORMANCE,
     ),
 ]
