@@ -20,11 +20,14 @@ MUON_STACKS = ("blocks", "layers", "encoder", "decoder")  # repeated layers of o
 
 
 class Averages:
-    """Exponential moving averages of the floating-point state of modules, in float32."""
+    """Exponential moving averages of the state of modules, in float32 or more."""
 
     def __init__(self, modules: dict[str, nn.Module]) -> None:
         self.values = {
-            name: {key: value.detach().clone() for key, value in module.state_dict().items()}
+            name: {
+                key: value.detach().to(_at_least_float32(value), copy=True)
+                for key, value in module.state_dict().items()
+            }
             for name, module in modules.items()
         }
 
@@ -34,8 +37,12 @@ class Averages:
         for name, module in modules.items():
             state = module.state_dict()
             averages = [self.values[name][key] for key in state]
-            values = [value.float() for value in state.values()]
+            values = [value.to(_at_least_float32(value)) for value in state.values()]
             torch._foreach_lerp_(averages, values, 1 - decay)  # type: ignore[attr-defined]
+
+
+def _at_least_float32(value: Tensor) -> torch.dtype:
+    return torch.promote_types(value.dtype, torch.float32)
 
 
 def make_optimizers(
