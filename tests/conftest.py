@@ -9,6 +9,7 @@ import pytest
 import torch
 from launcher import Launcher
 
+from streamdit_cli import console
 from streamdit_model.autoencoder import Autoencoder, AutoencoderConfig
 from streamdit_model.partition import Partition
 from streamdit_model.text import TextConfig, TextEncoder
@@ -52,6 +53,16 @@ def tiny_config() -> ModelConfig:
         ),
         text=TextConfig(width=16, byte_width=8, depth=1, num_heads=2, max_bytes=64),
     )
+
+
+@pytest.fixture(autouse=True)
+def leave_the_process_as_it_was() -> Iterator[None]:
+    """No test sees what another one said to the terminal's settings or to torch's threads."""
+    threads = torch.get_num_threads()
+    yield
+    console.configure()
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -394,5 +394,5 @@ def _uses_muon(stages: tuple[Stage, ...]) -> bool:
 
 
 def _finite_or_text(value: float) -> float | str:
-    """JSON has no NaN: write what is not finite as text."""
-    return round(value, 6) if math.isfinite(value) else str(value)
+    """Six digits; JSON has no NaN, so what is not finite is text."""
+    return float(f"{value:.6g}") if math.isfinite(value) else str(value)
