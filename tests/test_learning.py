@@ -458,6 +458,21 @@ def test_parts_of_a_batch_hold_every_sample_once_and_their_numbers_are_averaged(
     assert len(lines) == 2 and all('"first_sample": 2.0' in line for line in lines)
 
 
+def test_batch_with_a_huge_loss_moves_the_weights_no_further_than_another(tmp_path: Path) -> None:
+    class Huge(LineTask):
+        def loss(self, step: int, samples: range) -> tuple[Tensor, dict[str, float]]:
+            loss, logs = super().loss(step, samples)
+            return 1e6 * loss, logs
+
+    for task in (LineTask(), Huge()):
+        config = LoopConfig(batch_size=4, precision="float32", gradient_clip=0.01)
+        stages = (Stage(name="s", steps=1, learning_rate=0.1),)
+        Trainer(task, stages, config, tmp_path / type(task).__name__).run()
+        gradients = [p.grad for p in task.line.parameters() if p.grad is not None]
+        norm = torch.cat([gradient.flatten() for gradient in gradients]).norm()
+        assert norm.item() == pytest.approx(0.01, rel=1e-3)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
