@@ -324,6 +324,8 @@ def _open(path: Path | str) -> InputContainer:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
     except FFmpegError as error:
         raise InputError(f"{path} is not a video: {error.strerror}") from error
+    except UnicodeDecodeError as error:  # also of a file that was cut inside its header
+        raise InputError(f"{path} is not a video: its metadata is no UTF-8 text") from error
     if not container.streams.video:
         container.close()
         raise InputError(f"{path} holds no video")
