@@ -205,7 +205,7 @@ def score_of(
     clip: Clip, rights: Sequence[bool], verdict: Verdict, border_step: float = 1.0
 ) -> StreamScore:
     windows = tuple(dict.fromkeys((*ATTRIBUTES, "all"), right) for right in rights)
-    return StreamScore(clip, windows, (verdict,) * len(windows), border_step)
+    return StreamScore(clip, windows, (verdict,) * len(windows), border_step, border_step)
 
 
 @pytest.fixture(scope="module")

@@ -35,6 +35,7 @@ __all__ = ["EXAMPLES", "evaluate"]
 EXAMPLES = (
     "streamdit evaluate -m shapes --prompts 64 --seconds 20",
     "streamdit evaluate -m runs/shapes-64 --prompts 24 --seconds 8 --json scores.json",
+    "streamdit evaluate -m shapes --drift 10 --diversity 64",
 )
 
 GROUPS = {"unseen captions": False, "held-out pairs": True}
@@ -52,12 +53,34 @@ BatchOption = Annotated[
     int, typer.Option("--batch", metavar="N", min=1, max=4096, help="Streams run side by side.")
 ]
 
+DriftOption = Annotated[
+    float | None,
+    typer.Option(
+        "--drift",
+        metavar="MINUTES",
+        help="Also compare last and first minute of --prompts streams this long.",
+    ),
+]
+
+DiversityOption = Annotated[
+    int | None,
+    typer.Option(
+        "--diversity",
+        metavar="SEEDS",
+        min=8,
+        max=100_000,
+        help="Also compare so many streams of one prompt, for each motion, with the world.",
+    ),
+]
+
 
 def evaluate(
     model: ModelOption = None,
     prompts: PromptsOption = 64,
     seconds: SecondsOption = 20.0,
     batch: BatchOption = 16,
+    drift: DriftOption = None,
+    diversity: DiversityOption = None,
     seed: SeedOption = None,
     guidance_scale: GuidanceOption = None,
     json_path: JsonOption = None,
@@ -87,6 +110,10 @@ def evaluate(
     )
 
     check_seconds(seconds)
+    if drift is not None:
+        from streamdit_model.drift import check_minutes
+
+        check_minutes(drift)
     loaded = load_model(folder, device=device, dtype=dtype, threads=threads)
     started = time.perf_counter()
     first_seed = 0 if seed is None else seed
@@ -99,6 +126,10 @@ def evaluate(
     record["autoencoder"] = autoencoder_report(
         loaded, evaluation_clips(min(prompts, 16), first_seed + 2_000_003)
     )
+    if drift is not None:
+        record["drift"] = _drift(loaded, prompts, drift, first_seed, batch)
+    if diversity is not None:
+        record["diversity"] = _diversity(loaded, diversity, first_seed, batch)
     record["minutes"] = round((time.perf_counter() - started) / 60, 2)
     text = json.dumps(record, indent=1, allow_nan=False)
     if json_path == "-":
@@ -171,6 +202,30 @@ def _scored(
     return scores
 
 
+def _drift(model: Model, prompts: int, minutes: float, seed: int, batch: int) -> dict[str, object]:
+    from streamdit_cli import console
+    from streamdit_model.drift import drift_report, score_drift
+    from streamdit_model.evaluation import evaluation_clips
+
+    clips = evaluation_clips(prompts, seed + 3_000_003)
+    scores = []
+    for item in score_drift(model, clips, minutes, seed=seed, batch=batch):
+        scores.append(item)
+        console.status(f"drift: {len(scores)} of {prompts} streams of {minutes:g} minutes")
+    return drift_report(scores, minutes)
+
+
+def _diversity(model: Model, num_seeds: int, seed: int, batch: int) -> dict[str, Any]:
+    from streamdit_cli import console
+    from streamdit_model.diversity import diversity_report
+
+    record = {}
+    for prompt, compared in diversity_report(model, num_seeds, seed=seed, batch=batch):
+        record[prompt] = compared
+        console.status(f"diversity: {num_seeds} streams of {prompt!r}")
+    return record
+
+
 def _print_table(record: dict[str, Any]) -> None:
     from streamdit_cli import console
 
@@ -182,15 +237,49 @@ def _print_table(record: dict[str, Any]) -> None:
     title = f"{record['model']}, {record['seconds']:g} s streams"
     console.table(title, ["captions", "attribute", "right", "95 % interval"], rows)
     autoencoder = record["autoencoder"]
+    speed = record["unseen captions"]["speed"]
     measures = [
         ["right in the first half of windows", f"{record['unseen captions']['first_half']:.1%}"],
         ["right in the last half of windows", f"{record['unseen captions']['last_half']:.1%}"],
+        ["speed within a tenth of the world's", "{} ({})".format(*_percent(speed))],
         ["autoencoder PSNR at frame 64", f"{autoencoder['psnr_frame_64']} dB"],
         ["autoencoder PSNR at frame 1000", f"{autoencoder['psnr_frame_1000']} dB"],
         ["edge energy over round-tripped truth", _ratio(record, "edge_energy")],
         ["step at chunk borders over round-tripped truth", _ratio(record, "border_step")],
+        ["step at latent borders over round-tripped truth", _ratio(record, "latent_step")],
     ]
     console.table("measures", ["measure", "value"], measures)
+    if "drift" in record:
+        _print_drift(record["drift"])
+    if "diversity" in record:
+        _print_diversity(record["diversity"])
+
+
+def _print_drift(drift: dict[str, Any]) -> None:
+    from streamdit_cli import console
+
+    first, last = drift["first_minute"], drift["last_minute"]
+    rows = [[name, f"{first[name]:.1%}", f"{last[name]:.1%}", ""] for name in first]
+    for name, value in drift.items():
+        if isinstance(value, dict) and "interval" in value:
+            mean, interval = value["mean"], value["interval"]
+            change = "unknown" if mean is None else f"{mean:+.4f}"
+            sure = "" if interval is None else f" +- {interval:.4f}"
+            rows.append([name.replace("_", " "), "", "", f"{change}{sure} ({value['of']} streams)"])
+    title = f"drift: {drift['streams']} streams of {drift['minutes']:g} minutes"
+    console.table(title, ["measure", "first minute", "last minute", "change"], rows)
+
+
+def _print_diversity(diversity: dict[str, Any]) -> None:
+    from streamdit_cli import console
+
+    rows = []
+    for prompt, compared in diversity.items():
+        for name, entry in compared.items():
+            p = "too few seen" if entry["p"] is None else f"{entry['p']:.4f}"
+            rows.append([prompt, name, p, f"{entry['made']} and {entry['world']}"])
+    columns = ["prompt", "quantity", "p (Kolmogorov-Smirnov)", "measured, model and world"]
+    console.table("diversity against the world", columns, rows)
 
 
 def _percent(entry: dict[str, float]) -> tuple[str, str]:

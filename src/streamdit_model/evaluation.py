@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from statistics import mean
+from statistics import mean, median
 
 import torch
 from torch import Tensor
@@ -22,8 +22,9 @@ from torch import Tensor
 from streamdit_model.autoencoder import TIME_FACTOR
 from streamdit_model.captions import caption
 from streamdit_model.data import is_reserved
-from streamdit_model.errors import ConfigError, NumericsError
-from streamdit_model.latent_streams import stream_latents
+from streamdit_model.errors import ConfigError
+from streamdit_model.latent_streams import stream_video, to_uint8
+from streamdit_model.motion import speed_limits
 from streamdit_model.reconstruction import peak_signal_to_noise
 from streamdit_model.shapes import ATTRIBUTES, FPS, Clip, draw_clip, render
 from streamdit_model.verifier import Verdict, judge_windows, score, wilson
@@ -72,6 +73,7 @@ class StreamScore:
         windows: for each window, attribute to whether it was right, and "all".
         verdicts: what was seen in each window.
         border_step: mean absolute frame difference at chunk borders over that elsewhere.
+        latent_step: the same at the borders of latent frames.
         frames: the video, uint8 (frames, height, width, 3), when it was asked for.
     """
 
@@ -79,11 +81,18 @@ class StreamScore:
     windows: tuple[dict[str, bool], ...]
     verdicts: tuple[Verdict, ...]
     border_step: float
+    latent_step: float
     frames: Tensor | None = None
 
     def is_right(self, attribute: str = "all") -> bool:
         """Whether the attribute was right in every window."""
         return all(window[attribute] for window in self.windows)
+
+    def has_right_speed(self) -> bool:
+        """Whether the median speed is the world's, with a tenth to spare; False when unknown."""
+        speeds = [v.speed for v in self.verdicts if math.isfinite(v.speed)]
+        low, high = speed_limits(self.clip.motion)
+        return bool(speeds) and low <= median(speeds) <= high
 
 
 def evaluation_clips(count: int, seed: int, *, held_out: bool = False) -> list[Clip]:
@@ -157,6 +166,7 @@ def score_streams(
                 windows=tuple(score(verdict, clip.attributes) for verdict in verdicts),
                 verdicts=verdicts,
                 border_step=_border_step(frames, model.config.partition.chunk_size * TIME_FACTOR),
+                latent_step=_border_step(frames, TIME_FACTOR),
                 frames=frames if keep_frames else None,
             )
 
@@ -184,11 +194,13 @@ def report(scores: Sequence[StreamScore]) -> dict[str, object]:
         },
         "first_half": round(mean(w["all"] for s in scores for w in s.windows[:half]), 4),
         "last_half": round(mean(w["all"] for s in scores for w in s.windows[half:]), 4),
+        "speed": _share(scores, StreamScore.has_right_speed),
         "by_motion": _by(scores, "motion"),
         "by_shape": _by(scores, "shape"),
         "color_error": _known_mean((v.color_error for s in scores for v in s.verdicts), 2),
         "edge_energy": _known_mean((v.edge_energy for s in scores for v in s.verdicts), 4),
         "border_step": _known_mean((s.border_step for s in scores), 4),
+        "latent_step": _known_mean((s.latent_step for s in scores), 4),
     }
 
 
@@ -207,7 +219,8 @@ def autoencoder_report(model: Model, clips: Sequence[Clip]) -> dict[str, object]
         far.append(_psnr(frames[992:1008], truth[992:1008]))
         verdicts = tuple(judge_windows(frames[: 8 * FPS], WINDOW_SECONDS))
         windows = tuple(score(verdict, clip.attributes) for verdict in verdicts)
-        scores.append(StreamScore(clip, windows, verdicts, _border_step(frames, 2 * TIME_FACTOR)))
+        steps = (_border_step(frames, 2 * TIME_FACTOR), _border_step(frames, TIME_FACTOR))
+        scores.append(StreamScore(clip, windows, verdicts, *steps))
     summary = report(scores)
     return {
         "clips": len(clips),
@@ -215,6 +228,7 @@ def autoencoder_report(model: Model, clips: Sequence[Clip]) -> dict[str, object]
         "psnr_frame_1000": round(mean(far), 2),
         "edge_energy": summary["edge_energy"],
         "border_step": summary["border_step"],
+        "latent_step": summary["latent_step"],
         "attributes": summary["attributes"],
     }
 
@@ -230,22 +244,10 @@ def _videos(
     num_frames = round(seconds * model.config.fps)
     chunk_frames = model.config.partition.chunk_size * TIME_FACTOR
     num_chunks = -(-num_frames // chunk_frames)
-    state, parts = None, []
-    with torch.inference_mode():
-        for latents in stream_latents(
-            model, prompts, seeds, num_chunks, guidance_scale=guidance_scale
-        ):
-            video, state = model.autoencoder.decode_step(latents.to(model.dtype), state)
-            if not bool(video.isfinite().all()):
-                raise NumericsError("the model made video that is not finite")
-            parts.append(_to_uint8(video))
-    return torch.cat(parts, dim=1)[:, :num_frames]
-
-
-def _to_uint8(video: Tensor) -> Tensor:
-    """(batch, 3, frames, h, w) about [0, 1] -> uint8 (batch, frames, h, w, 3) on the CPU."""
-    pixels = video.float().clamp(0, 1).mul(255).round().to(torch.uint8)
-    return pixels.permute(0, 2, 3, 4, 1).contiguous().cpu()
+    (video,) = stream_video(
+        model, prompts, seeds, [range(num_chunks)], guidance_scale=guidance_scale
+    )
+    return video[:, :num_frames]
 
 
 def _round_trip(model: Model, frames: Tensor) -> Tensor:
@@ -257,7 +259,7 @@ def _round_trip(model: Model, frames: Tensor) -> Tensor:
             video = piece.to(model.device).permute(3, 0, 1, 2)[None].to(model.dtype) / 255
             latents, encoder_state = model.autoencoder.encode_step(video, encoder_state)
             video, decoder_state = model.autoencoder.decode_step(latents, decoder_state)
-            parts.append(_to_uint8(video)[0])
+            parts.append(to_uint8(video)[0])
     return torch.cat(parts)
 
 

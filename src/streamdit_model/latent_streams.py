@@ -1,4 +1,4 @@
-"""Several streams side by side, in latents only: what evaluation measures in batches."""
+"""Several streams side by side, as latents or as video: what evaluation measures in batches."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from streamdit_model.errors import ConfigError
+from streamdit_model.errors import ConfigError, NumericsError
 from streamdit_model.flow_matching import keyed_noise
 from streamdit_model.sampling import cycle, warm_up
 from streamdit_model.stream_stages import PromptKeys, encode_now, guided_velocity, new_buffer
 from streamdit_model.transformer import FrameText
 from streamdit_model.weights import Model
 
-__all__ = ["stream_latents"]
+__all__ = ["stream_latents", "stream_video", "to_uint8"]
 
 
 @torch.inference_mode()
@@ -70,3 +70,56 @@ def stream_latents(
     warm_up(buffer, velocity, noise, text, start=start, stepper=config.stepper)
     for _ in range(num_chunks):
         yield cycle(buffer, velocity, noise, text, stepper=config.stepper)
+
+
+@torch.inference_mode()
+def stream_video(
+    model: Model,
+    prompts: Sequence[str | None],
+    seeds: Sequence[int],
+    spans: Sequence[range],
+    *,
+    guidance_scale: float | None = None,
+) -> list[Tensor]:
+    """Run several streams side by side and keep the frames of some chunks.
+
+    Only those chunks are decoded, after as many latent frames as the decoder remembers: the frames
+    are those of the whole stream, at the cost of the network alone in between.
+
+    Args:
+        model: from `load`.
+        prompts: one of each stream; None is no prompt.
+        seeds: one of each stream.
+        spans: numbers of the chunks that are wanted, rising and apart from each other.
+        guidance_scale: as in `Stream`.
+
+    Returns:
+        For each span uint8 (streams, frames, height, width, 3), on the CPU.
+
+    Raises:
+        NumericsError: the model made video that is not finite.
+    """
+    chunk_size = model.config.partition.chunk_size
+    lead_in = -(-model.autoencoder.decoder_lead_in // chunk_size)
+    parts: list[list[Tensor]] = [[] for _ in spans]
+    state, decoded, span = None, -1, 0
+    chunks = stream_latents(model, prompts, seeds, spans[-1].stop, guidance_scale=guidance_scale)
+    for number, latents in enumerate(chunks):
+        span += number >= spans[span].stop
+        if number < spans[span].start - lead_in:
+            continue
+        video, state = model.autoencoder.decode_step(
+            latents.to(model.dtype), state if decoded == number - 1 else None
+        )
+        decoded = number
+        if not bool(video.isfinite().all()):
+            raise NumericsError("the model made video that is not finite")
+        if number in spans[span]:
+            parts[span].append(to_uint8(video))
+    return [torch.cat(part, dim=1) for part in parts]
+
+
+def to_uint8(video: Tensor) -> Tensor:
+    """(batch, 3, frames, h, w) about [0, 1] -> uint8 (batch, frames, h, w, 3) on the CPU."""
+    pixels = video.float().clamp(0, 1).mul(255).round().to(torch.uint8)
+    return pixels.permute(0, 2, 3, 4, 1).contiguous().cpu()

@@ -16,11 +16,12 @@ from streamdit_model.shapes import (
     DIRECTIONS,
     FPS,
     PULSE_RATE,
+    SPEED_RANGE,
     SPIN_RATE,
 )
 from streamdit_model.silhouette import NUM_ANGLES, Track
 
-__all__ = ["NO_MOTION", "Motion", "judge_motion"]
+__all__ = ["NO_MOTION", "Motion", "judge_motion", "speed_limits"]
 
 LAG = 4  # frames between the two positions of a displacement
 LEAST_LAGS = 8
@@ -37,6 +38,12 @@ SPIN_FACTORS = torch.linspace(-1.6, 1.6, 129)
 LEAST_SPIN = 0.5
 LEAST_OUTLINE = 0.01  # deviation around the circle; the dot of a sharp ring gives 0.17
 LEAST_COHERENCE = 0.6
+RATES = {
+    "bouncing": BOUNCE_RATE,
+    "circling": CIRCLE_RATE,
+    "spinning": SPIN_RATE,
+    "pulsing": PULSE_RATE,
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,6 +57,17 @@ class Motion:
 
 
 NO_MOTION = Motion(name="none", speed=math.nan, rest_x=math.nan, rest_y=math.nan)
+
+
+def speed_limits(motion: str, tolerance: float = 0.1) -> tuple[float, float]:
+    """Give the least and the greatest `Motion.speed` that the world's motion may have.
+
+    Args:
+        motion: one of `MOTIONS`.
+        tolerance: share by which the world's value or range is widened on both sides.
+    """
+    low, high = SPEED_RANGE if motion in DIRECTIONS else (RATES[motion], RATES[motion])
+    return low * (1 - tolerance), high * (1 + tolerance)
 
 
 def judge_motion(track: Track, shape_index: int) -> Motion:
