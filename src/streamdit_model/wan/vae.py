@@ -60,7 +60,7 @@ class EncoderStage(nn.Module):
         for block in self.blocks:
             x = block(x, memory)
         if self.space is not None:
-            x = self.space(x)
+            x = self.space.run(x)
         if self.time is not None:
             x = self.time.run(x, memory)
         if self.straight_way:
@@ -86,7 +86,7 @@ class DecoderStage(nn.Module):
         if self.time is not None:
             x = self.time.run(x, memory)
         if self.space is not None:
-            x = self.space(x)
+            x = self.space.run(x)
         if self.straight_way:
             x = x + repeated(entered, self.stage, memory.past is None)
         return x

@@ -158,10 +158,11 @@ class SpaceUp(nn.Conv2d):
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, 3, padding=1)
 
-    def forward(self, input: Tensor) -> Tensor:
-        x = input.transpose(1, 2).flatten(0, 1)
-        x = super().forward(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-        return x.unflatten(0, (input.shape[0], -1)).transpose(1, 2)
+    def run(self, x_bcfhw: Tensor) -> Tensor:
+        """Map every frame to one of twice its height and width, `outputs` channels."""
+        x = x_bcfhw.transpose(1, 2).flatten(0, 1)
+        x = self(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return x.unflatten(0, (x_bcfhw.shape[0], -1)).transpose(1, 2)
 
 
 class SpaceDown(nn.Conv2d):
@@ -170,10 +171,11 @@ class SpaceDown(nn.Conv2d):
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__(inputs, outputs, 3, stride=2)
 
-    def forward(self, input: Tensor) -> Tensor:
-        x = input.transpose(1, 2).flatten(0, 1)
-        x = super().forward(F.pad(x, (0, 1, 0, 1)))
-        return x.unflatten(0, (input.shape[0], -1)).transpose(1, 2)
+    def run(self, x_bcfhw: Tensor) -> Tensor:
+        """Map every frame to one of half its height and width, `outputs` channels."""
+        x = x_bcfhw.transpose(1, 2).flatten(0, 1)
+        x = self(F.pad(x, (0, 1, 0, 1)))
+        return x.unflatten(0, (x_bcfhw.shape[0], -1)).transpose(1, 2)
 
 
 class TimeUp(Remembering):
