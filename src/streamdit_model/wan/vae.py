@@ -6,8 +6,8 @@ Every layer that looks back remembers at most two frames of its own input, so th
 a stream fed piece by piece are the same function.
 
 Reference: open-weights.md 4.5.
-Choice: no tiling in space, which makes seams; a stream works on four frames at a time. Between calls
-the decoder of Wan 2.1 remembers 944 million values at 480x832 (1.9 GB in bfloat16).
+Choice: no tiling in space, which makes seams; a stream works on four frames at a time. Between
+calls the decoder of Wan 2.1 remembers 944 million values at 480x832 (1.9 GB in bfloat16).
 """
 
 from __future__ import annotations
