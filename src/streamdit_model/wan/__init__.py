@@ -1,0 +1,1 @@
+"""Open weights of the Wan family, run by our own code."""
