@@ -1,0 +1,70 @@
+"""Tiny Wan transformers, their text, and the same weights under the published names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from tiny_transformer import randomize
+from torch import Tensor
+
+from streamdit_model.frame_text import FrameText
+from streamdit_model.text import TextCondition
+from streamdit_model.wan.config import WanConfig
+from streamdit_model.wan.keys import key_map
+from streamdit_model.wan.transformer import WanTransformer
+
+TINY: dict[str, Any] = {
+    "latent_channels": 4,
+    "width": 28,
+    "depth": 3,
+    "num_heads": 2,
+    "mlp_width": 20,
+    "text_width": 10,
+    "text_length": 7,
+    "time_width": 16,
+}
+
+
+def tiny_wan_config(**changes: Any) -> WanConfig:
+    """Return 3 blocks of 2 heads of 14: 6, 4 and 4 channels on the axes; `changes` replace."""
+    return WanConfig(**(TINY | changes))
+
+
+def tiny_wan(seed: int = 0, dtype: torch.dtype = torch.float64, **changes: Any) -> WanTransformer:
+    """Return a network every parameter of which is away from its default."""
+    model = WanTransformer(tiny_wan_config(**changes)).to(dtype)
+    randomize(model, seed)
+    return model.eval()
+
+
+def tensors_in(layout: str, model: WanTransformer) -> dict[str, Tensor]:
+    """Return the weights of a network under the names of a published layout."""
+    state = model.state_dict()
+    return {theirs: state[ours] for theirs, ours in key_map(model.config, layout).items()}
+
+
+def condition(prompts: int = 2, seed: int = 1, dtype: torch.dtype = torch.float64) -> TextCondition:
+    """Return prompts of different lengths, shorter than what the network reads."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randn(prompts, 5, TINY["text_width"], generator=generator, dtype=torch.float64)
+    lengths = torch.tensor([3, 5, 1, 4])[:prompts, None]
+    return TextCondition(tokens.to(dtype), torch.arange(5) < lengths)
+
+
+def text_of(model: WanTransformer, *index: int, seed: int = 1) -> FrameText:
+    """Return prompts by number: one for all samples, or one for each."""
+    keys = model.text_keys(condition(4, seed, model.head.weight.dtype))
+    return FrameText(keys, torch.tensor(index))
+
+
+def zero_padded(text: TextCondition, length: int = TINY["text_length"]) -> Tensor:
+    """Return the tokens as the published networks take them."""
+    tokens = text.tokens * text.mask[..., None]
+    return torch.nn.functional.pad(tokens, (0, 0, 0, length - tokens.shape[1]))
+
+
+def noise(*shape: int, seed: int = 3, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Return standard normal numbers."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
