@@ -11,7 +11,6 @@ from streamdit_model.errors import WeightsError
 from streamdit_model.wan.keys import LAYOUTS, key_map, rename
 from streamdit_model.wan.transformer import WanTransformer
 
-
 # Written out from open-weights.md 4.2, and section 3 for the fps.
 ORIGINAL_BLOCK = """
 modulation norm3.weight norm3.bias

@@ -3,7 +3,7 @@
 Reference: open-weights.md 4.1.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from streamdit_model.errors import ConfigError
 
@@ -74,15 +74,15 @@ class WanConfig:
         return self.latent_channels * self.patch[1] * self.patch[2]
 
 
-_SMALL = {"width": 1536, "depth": 30, "num_heads": 12, "mlp_width": 8960}
-_LARGE = {"width": 5120, "depth": 40, "num_heads": 40, "mlp_width": 13824}
+_SMALL = WanConfig(width=1536, depth=30, num_heads=12, mlp_width=8960)
+_LARGE = WanConfig(width=5120, depth=40, num_heads=40, mlp_width=13824)
 
 WAN_CONFIGS: dict[str, WanConfig] = {
-    "wan-1.3b": WanConfig(**_SMALL),
-    "wan-14b": WanConfig(**_LARGE),
+    "wan-1.3b": _SMALL,
+    "wan-14b": _LARGE,
     "wan-5b": WanConfig(latent_channels=48, width=3072, depth=30, num_heads=24, mlp_width=14336),
-    "skyreels-df-1.3b": WanConfig(**_SMALL, fps=24),
-    "skyreels-df-14b": WanConfig(**_LARGE),
+    "skyreels-df-1.3b": replace(_SMALL, fps=24),
+    "skyreels-df-14b": _LARGE,
 }
 """Model name -> configuration. The rolling models are `wan-1.3b`; only the small SkyReels has fps.
 

@@ -51,7 +51,7 @@ _ATTENTION_LINEAR: _Rows = (
 )
 # these have one tensor
 _SINGLE: _Rows = (("head_table", "head.modulation", "scale_shift_table"),)
-_FPS_SINGLE: _Rows = (("fps_embedding.weight",) * 3,)
+_FPS_SINGLE: _Rows = (("fps_embedding.weight", "fps_embedding.weight", "fps_embedding.weight"),)
 _BLOCK_SINGLE: _Rows = (("table", "modulation", "scale_shift_table"),)
 _ATTENTION_SINGLE: _Rows = (
     ("query_norm.weight", "norm_q.weight", "norm_q.weight"),
@@ -72,7 +72,8 @@ def key_map(config: WanConfig, layout: str) -> dict[str, str]:
     rows += _SINGLE + (_FPS_SINGLE if has_fps else ())
     block = _block_rows()
     for number in range(config.depth):
-        rows += _below((f"blocks.{number}",) * 3, block)
+        name = f"blocks.{number}"
+        rows += _below((name, name, name), block)
     return {row[column]: row[0] for row in rows}
 
 

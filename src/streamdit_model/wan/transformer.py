@@ -279,9 +279,8 @@ class WanTransformer(nn.Module):
             raise ConfigError(
                 f"latents of {height} x {width} are not whole patches of {rows} x {columns}"
             )
-        if len(positions) != frames or timestep.shape not in (
-            (len(latents), k) for k in (1, frames)
-        ):
+        times = ((len(latents), frames), (len(latents), 1))
+        if len(positions) != frames or tuple(timestep.shape) not in times:
             raise ConfigError(
                 f"{frames} latent frames with {len(positions)} positions and times of shape "
                 f"{tuple(timestep.shape)}; each frame has a position, and a time or the one of all"
