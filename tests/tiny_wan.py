@@ -31,9 +31,9 @@ def tiny_wan_config(**changes: Any) -> WanConfig:
     return WanConfig(**(TINY | changes))
 
 
-def tiny_wan(seed: int = 0, dtype: torch.dtype = torch.float64, **changes: Any) -> WanTransformer:
-    """Return a network every parameter of which is away from its default."""
-    model = WanTransformer(tiny_wan_config(**changes)).to(dtype)
+def tiny_wan(seed: int = 0, **changes: Any) -> WanTransformer:
+    """Return a float64 network every parameter of which is away from its default."""
+    model = WanTransformer(tiny_wan_config(**changes)).double()
     randomize(model, seed)
     return model.eval()
 

@@ -52,7 +52,8 @@ class RollingVelocity:
         sizes: how much of the past a pass sees.
 
     Choice: the context reads one prompt at a time, the one that has the larger share in the oldest
-    frame of the window. So prompts that change by chunk or blend cost one rebuilding each.
+    frame of the window. So prompts that change by chunk or blend cost one rebuilding each. A null
+    text of guidance would rebuild it twice a window: rolling models are distilled and have none.
     """
 
     def __init__(self, transformer: WanTransformer, sizes: ContextSizes | None = None) -> None:
@@ -65,7 +66,8 @@ class RollingVelocity:
         self._ring: ContextRing | None = None
         self._chunks: list[Tensor] = []  # clean latents of the chunks held, oldest first
         self._pending: list[Tensor] = []  # emitted, not yet passed
-        self._text: FrameText | None = None
+        self._seen: FrameText | None = None  # text of the last window
+        self._text: FrameText | None = None  # and the prompt of it that the context reads
         self._next_frame: int | None = None
         self._stale = False  # the keys and values are not those of the chunks
 
@@ -86,7 +88,7 @@ class RollingVelocity:
                 f"{self._next_frame}",
                 hint="call reset() before another stream",
             )
-        self._refresh(_leading_prompt(text))
+        self._refresh(text)
         frames = window.latents.shape[2]
         context = None if self._ring is None else self._ring.for_window(frames)
         first = 0 if context is None else context.num_frames
@@ -172,9 +174,11 @@ class RollingVelocity:
     @torch.no_grad()
     def _refresh(self, text: FrameText) -> None:
         """Bring the context up to date: all of it after a new prompt, else what is pending."""
-        if self._text is not None and not _same_prompt(self._text, text):
-            self._stale = True
-        self._text = text
+        if text is not self._seen:
+            leading = _leading_prompt(text)
+            if self._text is not None and not _same_prompt(self._text, leading):
+                self._stale = True
+            self._seen, self._text = text, leading
         if self._stale:
             self._pending = self._trim(self._chunks + self._pending)
             self._chunks = []
@@ -182,20 +186,21 @@ class RollingVelocity:
                 self._ring.clear()
         self._stale = True  # until all passes are through
         while self._pending:
-            self._pass_clean(self._pending[0], text)
+            self._pass_clean(self._pending[0])
             self._chunks = self._trim([*self._chunks, self._pending.pop(0)])
         self._stale = False
 
-    def _pass_clean(self, chunk: Tensor, text: FrameText) -> None:
+    def _pass_clean(self, chunk: Tensor) -> None:
         """Run the network over a clean chunk and keep its keys and values."""
         ring = self._ring = self._ring or self._new_ring(chunk)
+        assert self._text is not None
         context = ring.for_clean_pass()
         first = 0 if context is None else context.num_frames
         self.transformer(
             chunk.to(self._dtype),
             torch.ones(len(chunk), 1, device=chunk.device),
             torch.arange(first, first + self.sizes.chunk),
-            text,
+            self._text,
             context=context,
             keep=ring.writer(),
         )

@@ -8,6 +8,7 @@ no largest one.
 Reference: open-weights.md 4.1 (head 128 is 44, 42 and 42).
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -44,14 +45,18 @@ def rotation(
         dtype: of the result. Choice: angles are float64 whatever it is, as in the original.
     """
     space = 2 * (head_width // 6)
-    parts = (
+    axes = (
         _angles(positions, head_width - 2 * space)[:, None, None],
-        _angles(torch.arange(rows, device=positions.device), space)[None, :, None],
-        _angles(torch.arange(columns, device=positions.device), space)[None, None],
+        _angles(torch.arange(rows), space)[None, :, None],
+        _angles(torch.arange(columns), space)[None, None],
     )
     shape = (len(positions), rows, columns, -1)
-    angles = torch.cat([part.expand(shape) for part in parts], dim=-1).flatten(1, 2)
-    return Rotation(angles.cos().to(device, dtype), angles.sin().to(device, dtype))
+
+    def table(parts: Sequence[Tensor]) -> Tensor:
+        moved = [part.to(device, dtype).expand(shape) for part in parts]
+        return torch.cat(moved, dim=-1).flatten(1, 2)
+
+    return Rotation(table([x.cos() for x in axes]), table([x.sin() for x in axes]))
 
 
 def rotate(x: Tensor, by: Rotation) -> Tensor:
