@@ -4,40 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-import torch.nn.functional as F
 from tiny_transformer import close
-from tiny_wan import TINY, noise, text_of, tiny_wan
-from torch import Tensor
+from tiny_wan import TINY, masked_forward, noise, text_of, tiny_wan
 
 from streamdit_model.errors import ConfigError
-from streamdit_model.frame_text import FrameText
 from streamdit_model.wan.config import WAN_CONFIGS
 from streamdit_model.wan.context import ContextRing, ContextSizes, ContextView
-from streamdit_model.wan.rotary import rotation
-from streamdit_model.wan.transformer import WanTransformer, timestep_embedding
 
 HEIGHT, WIDTH, TOKENS = 4, 6, 6
 BATCH = 2
-
-
-@torch.no_grad()
-def masked_full_forward(
-    network: WanTransformer, latents: Tensor, tau: Tensor, text: FrameText, sees: Tensor
-) -> Tensor:
-    """One pass over all frames; frame i attends to frame j where sees[i, j]."""
-    config = network.config
-    frames, rows, columns = latents.shape[2], HEIGHT // 2, WIDTH // 2
-    mask = sees.repeat_interleave(TOKENS, 0).repeat_interleave(TOKENS, 1)[None, None]
-    x = network.patch_embedding(latents)
-    time = network.time_embedding(timestep_embedding(1000 * (1 - tau), config.time_width))
-    modulation = network.modulation(F.silu(time)).unflatten(-1, (6, -1))
-    turn = rotation(torch.arange(frames), rows, columns, config.head_width, x.device, x.dtype)
-    for block, block_text in zip(network.blocks, text.per_block(), strict=True):
-        x = block(x, modulation, turn, block_text, None, mask)
-    shift, scale = (time[:, :, None] + network.head_table).unsqueeze(3).unbind(2)
-    values = network.head(F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift)
-    values = values.reshape(*latents.shape[:1], frames, rows, columns, 2, 2, -1)
-    return -values.permute(0, 6, 1, 2, 4, 3, 5).reshape(latents.shape)
 
 
 @torch.no_grad()
@@ -50,7 +25,9 @@ def test_passes_with_a_context_equal_one_masked_pass_over_everything(num_chunks:
     tau[:, :past] = 1.0
     group = torch.arange(frames).div(2, rounding_mode="floor").clamp(max=num_chunks)
     sees = group[:, None] >= group[None, :]  # a clean chunk sees what was before it, and itself
-    expected = masked_full_forward(network, latents, tau, text, sees)
+    sees = sees.repeat_interleave(TOKENS, 0).repeat_interleave(TOKENS, 1)
+    masks = [sees] * network.config.depth
+    expected = masked_forward(network, latents, tau, torch.arange(frames), text, masks)
 
     ring = ContextRing(network.config, sizes, BATCH, TOKENS, dtype=torch.float64)
     for chunk in range(num_chunks):

@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tiny_rolling import (
+    CHANNELS,
+    CHUNK,
+    HEIGHT,
+    TAU,
+    WIDTH,
+    RollingStream,
+    noise_of,
+    stream_of,
+    window_of,
+)
 from tiny_transformer import close
-from tiny_wan import TINY, text_of, tiny_wan
-from torch import Tensor, nn
+from tiny_wan import text_of, tiny_wan
+from torch import Tensor
 
-from streamdit_model.buffer import StreamBuffer
 from streamdit_model.errors import ConfigError
-from streamdit_model.flow_matching import Noise, keyed_noise
 from streamdit_model.frame_text import FrameText, TextKeys
-from streamdit_model.sampling import Window, cycle, warm_up
 from streamdit_model.wan.context import ContextSizes
 from streamdit_model.wan.rolling import RollingVelocity, rolling_partition
 from streamdit_model.wan.transformer import WanTransformer
 
-CHUNK, HEIGHT, WIDTH = 3, 2, 4
-CHANNELS = TINY["latent_channels"]
-
-# Levels, 0 = noisiest: open-weights.md 2.1
-
-TAU = {
-    4: (0.0, 0.0625, 0.166667, 0.375),
-    5: (0.0, 0.047619, 0.117647, 0.230769, 0.444444),
-}
 TIMESTEPS = {
     4: (1000.0, 937.5, 833.333, 625.0),
     5: (1000.0, 952.381, 882.353, 769.231, 555.556),
@@ -127,61 +126,6 @@ SCHEDULES = {
         pass 5@4 6@3 7@2 8@1 9@0 | emit 5
     """,
 }
-
-
-class Stream:
-    """A rolling stream on a tiny network, with every pass of the network written down."""
-
-    def __init__(
-        self, network: WanTransformer, levels: int, text: FrameText, sizes: ContextSizes
-    ) -> None:
-        self.velocity = RollingVelocity(network, sizes)
-        self.partition = rolling_partition(levels, sizes.chunk)
-        self.buffer = StreamBuffer(self.partition, 1, CHANNELS, HEIGHT, WIDTH)
-        self.noise = noise_of()
-        self.text = text
-        self.lines: list[str] = []
-        self.positions: list[int] = []
-        self.emitted: list[Tensor] = []
-        network.register_forward_pre_hook(self._see, with_kwargs=True)
-
-    def _see(self, module: nn.Module, inputs: tuple[Tensor, ...], kept: dict[str, object]) -> None:
-        latents, tau, positions = inputs[:3]
-        self.positions += positions.tolist()
-        if kept.get("keep") is not None:
-            assert tau.eq(1).all()
-            chunks = [chunk.to(latents.dtype).double() for chunk in self.emitted]
-            numbers = [n for n, c in enumerate(chunks) if torch.equal(c, latents.double())]
-            self.lines.append(f"write {numbers[0]}")
-            return
-        table = [f"{value:.6f}" for value in TAU[self.partition.num_chunks]]
-        first = self.buffer.first_frame // CHUNK
-        levels = [table.index(f"{value:.6f}") for value in tau[0].tolist()]
-        assert levels == [level for level in levels[::CHUNK] for _ in range(CHUNK)]
-        shown = [f"{first + place}@{level}" for place, level in enumerate(levels[::CHUNK])]
-        self.lines.append("pass " + " ".join(shown))
-
-    def run(self, num_chunks: int) -> list[Tensor]:
-        """Emit chunks and return them, in the precision of the buffer."""
-        for _ in range(num_chunks):
-            if not self.buffer.num_frames:
-                warm_up(self.buffer, self.velocity, self.noise, self._text_of, stepper="renoise")
-            chunk = cycle(self.buffer, self.velocity, self.noise, self._text_of, stepper="renoise")
-            self.lines[-1] += f" | emit {len(self.emitted)}"
-            self.emitted.append(chunk)
-        return self.emitted
-
-    def _text_of(self, first_frame: int, num_frames: int, micro_step: int) -> FrameText:
-        return self.text
-
-
-def noise_of() -> Noise:
-    return keyed_noise([7], CHANNELS, HEIGHT, WIDTH)
-
-
-def stream_of(levels: int = 4, sizes: ContextSizes | None = None, prompt: int = 0) -> Stream:
-    network = tiny_wan()
-    return Stream(network, levels, text_of(network, prompt), sizes or ContextSizes())
 
 
 @pytest.mark.parametrize(("levels", "blocks"), SCHEDULES)
@@ -291,7 +235,7 @@ def test_half_precision_stream_stays_near_and_runs_without_autograd() -> None:
     exact = stream_of()
     with torch.inference_mode():
         network = tiny_wan().bfloat16()
-        stream = Stream(network, 4, text_of(network, 0), ContextSizes())
+        stream = RollingStream(network, 4, text_of(network, 0), ContextSizes())
         found = stream.run(5)
     for chunk, expected in zip(found, exact.run(5), strict=True):
         assert chunk.dtype == torch.float32
@@ -300,18 +244,6 @@ def test_half_precision_stream_stays_near_and_runs_without_autograd() -> None:
 
 
 # Prompts
-
-
-def window_of(stream: Stream, text: FrameText) -> Window:
-    """Return the window that the next cycle will ask for."""
-    buffer = stream.buffer
-    return Window(
-        latents=buffer.latents,
-        tau=stream.partition.tau(0)[None],
-        slots=buffer.slots,
-        first_frame=buffer.first_frame,
-        text=text,
-    )
 
 
 @torch.no_grad()
@@ -413,12 +345,12 @@ def test_interrupted_clean_pass_is_made_good() -> None:
 def test_growing_window_of_a_new_stream_needs_a_reset() -> None:
     stream = stream_of()
     stream.run(1)
-    again = Stream(stream.velocity.transformer, 4, stream.text, ContextSizes())
+    again = RollingStream(stream.velocity.transformer, 4, stream.text, ContextSizes())
     again.velocity = stream.velocity
     with pytest.raises(ConfigError, match="begins at latent frame 0, its context ends at 3"):
         again.run(1)
     stream.velocity.reset()
-    fresh = Stream(stream.velocity.transformer, 4, stream.text, ContextSizes())
+    fresh = RollingStream(stream.velocity.transformer, 4, stream.text, ContextSizes())
     fresh.velocity = stream.velocity
     assert torch.equal(fresh.run(1)[0], stream.emitted[0])
 

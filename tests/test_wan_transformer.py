@@ -7,13 +7,23 @@ from typing import Any
 import pytest
 import torch
 from tiny_transformer import close, randomize
-from tiny_wan import TINY, condition, noise, text_of, tiny_wan, tiny_wan_config, zero_padded
+from tiny_wan import (
+    TINY,
+    condition,
+    masked_forward,
+    noise,
+    text_of,
+    tiny_wan,
+    tiny_wan_config,
+    zero_padded,
+)
 from torch import Tensor
 
 from streamdit_model.errors import ConfigError
 from streamdit_model.frame_text import FrameText
 from streamdit_model.text import TextCondition
 from streamdit_model.wan.config import WAN_CONFIGS
+from streamdit_model.wan.context import ContextRing, ContextSizes
 from streamdit_model.wan.keys import rename
 from streamdit_model.wan.rotary import rotate, rotation
 from streamdit_model.wan.transformer import WanTransformer, timestep_embedding
@@ -122,6 +132,52 @@ def test_rotation_of_a_full_size_head_equals_the_diffusers_table() -> None:
     found = rotation(torch.arange(7), 3, 5, 128, torch.device("cpu"), torch.float32)
     torch.testing.assert_close(found.cosine.flatten(0, 1), cosine[0, :, 0, 0::2].float())
     torch.testing.assert_close(found.sine.flatten(0, 1), sine[0, :, 0, 1::2].float())
+
+
+# Attention windows
+
+
+def same_window(slots: list[int], shifted: bool) -> Tensor:
+    """Say which tokens of windows of (2, 2, 2) share one, by counting borders between them.
+
+    The buffer is 5 frames of 2 x 3 tokens. A shift of 1 moves borders before 2 and 4 to 1, 3 and 5;
+    an axis that one window covers has none.
+    """
+    frames, columns = ({1, 3, 5}, {1, 3}) if shifted else ({2, 4}, {2})
+    cells = [
+        (sum(slot >= border for border in frames), sum(x >= border for border in columns))
+        for slot in slots
+        for _ in range(HEIGHT // 2)
+        for x in range(WIDTH // 2)
+    ]
+    return torch.tensor([[one == other for other in cells] for one in cells])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("slots", [[0, 1, 2, 3, 4], [2, 3, 4]])
+def test_windows_equal_a_pass_in_which_other_windows_are_hidden(slots: list[int]) -> None:
+    network = tiny_wan(window=(2, 2, 2), buffer_length=FRAMES)
+    x, tau = latents(2, torch.float64)[:, :, : len(slots)], torch.rand(2, len(slots)).double()
+    text, masks = (
+        text_of(network, 0, 3),
+        [same_window(slots, shifted) for shifted in (False, True, False)],
+    )
+    expected = masked_forward(network, x, tau, torch.tensor(slots), text, masks)
+    close(network(x, tau, torch.tensor(slots), text), expected)
+
+
+@torch.no_grad()
+def test_windows_hide_absent_frames_and_take_no_context() -> None:
+    network, text = tiny_wan(window=(2, 2, 2), buffer_length=FRAMES), text_of(tiny_wan(), 0)
+    x, tau, slots = latents(1, torch.float64), torch.full((1, 1), 0.5), torch.arange(FRAMES)
+    found = network(x, tau, slots, text, slots[None] >= 3)
+    close(found[:, :, 3:], network(x[:, :, 3:], tau, slots[3:], text))
+    ring = ContextRing(network.config, ContextSizes(chunk=1, sink=1, span=9), 1, TOKENS)
+    ring.admit()
+    with pytest.raises(ConfigError, match="takes no context"):
+        network(x, tau, slots, text, context=ring.for_window(5))
+    with pytest.raises(ConfigError, match="not slots of a buffer of 5"):
+        network(x, tau, slots + 1, text)
 
 
 # Conventions and arguments
@@ -237,6 +293,9 @@ def test_inputs_that_do_not_fit_are_refused() -> None:
         ({"patch": (2, 2, 2)}, "patch is"),
         ({"time_width": 15}, "time_width is 15"),
         ({"fps": 0}, "fps is 0"),
+        ({"window": (2, 2, 2)}, "given together or not"),
+        ({"window": (2, 0, 2), "buffer_length": 4}, "window is"),
+        ({"window": (2, 2, 2), "buffer_length": 0}, "buffer_length is 0"),
     ],
 )
 def test_configuration_that_cannot_work_is_refused(changes: dict[str, Any], message: str) -> None:

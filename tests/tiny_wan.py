@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from tiny_transformer import randomize
 from torch import Tensor
 
@@ -12,7 +13,8 @@ from streamdit_model.frame_text import FrameText
 from streamdit_model.text import TextCondition
 from streamdit_model.wan.config import WanConfig
 from streamdit_model.wan.keys import key_map
-from streamdit_model.wan.transformer import WanTransformer
+from streamdit_model.wan.rotary import rotation
+from streamdit_model.wan.transformer import WanTransformer, timestep_embedding
 
 TINY: dict[str, Any] = {
     "latent_channels": 4,
@@ -61,7 +63,31 @@ def text_of(model: WanTransformer, *index: int, seed: int = 1) -> FrameText:
 def zero_padded(text: TextCondition, length: int = TINY["text_length"]) -> Tensor:
     """Return the tokens as the published networks take them."""
     tokens = text.tokens * text.mask[..., None]
-    return torch.nn.functional.pad(tokens, (0, 0, 0, length - tokens.shape[1]))
+    return F.pad(tokens, (0, 0, 0, length - tokens.shape[1]))
+
+
+@torch.no_grad()
+def masked_forward(
+    network: WanTransformer,
+    latents: Tensor,
+    tau: Tensor,
+    positions: Tensor,
+    text: FrameText,
+    sees: list[Tensor],
+) -> Tensor:
+    """One plain pass; in block i a token attends where sees[i], (queries, keys) bool, is true."""
+    config, frames = network.config, latents.shape[2]
+    rows, columns = latents.shape[3] // 2, latents.shape[4] // 2
+    x = network.patch_embedding(latents)
+    time = network.time_embedding(timestep_embedding(1000 * (1 - tau), config.time_width))
+    modulation = network.modulation(F.silu(time)).unflatten(-1, (6, -1))
+    turn = rotation(positions, rows, columns, config.head_width, x.device, x.dtype)
+    for block, read, mask in zip(network.blocks, text.per_block(), sees, strict=True):
+        x = block(x, modulation, turn, read, None, mask[None, None])
+    shift, scale = (time[:, :, None] + network.head_table).unsqueeze(3).unbind(2)
+    values = network.head(F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift)
+    values = values.reshape(len(latents), frames, rows, columns, 2, 2, -1)
+    return -values.permute(0, 6, 1, 2, 4, 3, 5).reshape(latents.shape)
 
 
 def noise(*shape: int, seed: int = 3, dtype: torch.dtype = torch.float64) -> Tensor:

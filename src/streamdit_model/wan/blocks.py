@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from streamdit_model.blocks import MODULATIONS, NORM_EPSILON, ScaledNorm, modulate
 from streamdit_model.frame_text import BlockText, PromptRows
 from streamdit_model.wan.rotary import Rotation, rotate
+from streamdit_model.window_attention import WindowPlan, window_attention
 
-__all__ = ["Keep", "LayerContext", "WanBlock", "WanCrossAttention", "layer_norm"]
+__all__ = ["Keep", "LayerContext", "LayerWindows", "WanBlock", "WanCrossAttention", "layer_norm"]
 
 Keep = Callable[[Tensor, Tensor], None]
 """keep(key, value), both (batch, heads, frames, tokens, head width); keys normed, not rotated."""
@@ -36,6 +37,13 @@ class LayerContext(NamedTuple):
     key: Tensor
     value: Tensor
     rotation: Rotation
+
+
+class LayerWindows(NamedTuple):
+    """How one layer's tokens are cut into windows, and which keys are hidden, as `key_masks`."""
+
+    plan: WindowPlan
+    masks: tuple[Tensor, ...] | None
 
 
 def layer_norm(x: Tensor) -> Tensor:
@@ -66,29 +74,41 @@ class WanSelfAttention(nn.Module):
         context: LayerContext | None,
         mask: Tensor | None,
         keep: Keep | None,
+        windows: LayerWindows | None,
     ) -> Tensor:
         """Map the residual layout to itself; `keep` gets the window's keys and values."""
         value = self._split(self.value(x_bfsd))
         query = self._split(self.query_norm(self.query(x_bfsd)).to(value.dtype))
         key = self._split(self.key_norm(self.key(x_bfsd)).to(value.dtype))
-        rotated = rotate(key, rotation)
-        values = value
+        turned, rotated, values = rotate(query, rotation), rotate(key, rotation), value
         if context is not None:
             rotated = torch.cat([rotate(context.key, context.rotation), rotated], dim=2)
             values = torch.cat([context.value, value], dim=2)
         if keep is not None:
             keep(key, value)
-        attended = F.scaled_dot_product_attention(
-            rotate(query, rotation).flatten(2, 3),
-            rotated.flatten(2, 3),
-            values.flatten(2, 3),
-            attn_mask=mask,
-        )
-        return self.output(attended.transpose(1, 2).reshape(x_bfsd.shape))
+        turned, rotated, values = (x.flatten(2, 3) for x in (turned, rotated, values))
+        if windows is None:
+            attended = F.scaled_dot_product_attention(turned, rotated, values, attn_mask=mask)
+            attended = attended.transpose(1, 2).flatten(2)
+        else:
+            attended = _attend_in_windows(turned, rotated, values, windows)
+        return self.output(attended.view(x_bfsd.shape))
 
     def _split(self, x_bfsd: Tensor) -> Tensor:
         """Cut the width into heads: (b, m, f, s, k)."""
         return x_bfsd.unflatten(-1, self.heads).permute(0, 3, 1, 2, 4)
+
+
+def _attend_in_windows(
+    query_bmtk: Tensor, key_bmtk: Tensor, value_bmtk: Tensor, windows: LayerWindows
+) -> Tensor:
+    """Attend inside windows: (batch, tokens, width)."""
+    plan, masks = windows
+    ordered = [x.transpose(1, 2) for x in (query_bmtk, key_bmtk, value_bmtk)]
+    if plan.order is not None:
+        ordered = [x.index_select(1, plan.order) for x in ordered]
+    attended = window_attention(ordered[0], ordered[1], ordered[2], plan.groups, masks)
+    return attended if plan.inverse is None else attended.index_select(1, plan.inverse)
 
 
 class WanCrossAttention(nn.Module):
@@ -153,6 +173,7 @@ class WanBlock(nn.Module):
         context: LayerContext | None = None,
         mask: Tensor | None = None,
         keep: Keep | None = None,
+        windows: LayerWindows | None = None,
     ) -> Tensor:
         """Map the residual stream to itself.
 
@@ -164,12 +185,13 @@ class WanBlock(nn.Module):
             context: more keys and values of the self-attention, before the window's own.
             mask: (batch, 1, 1, keys) bool, False hides a key; context first.
             keep: gets the window's keys and values.
+            windows: cut of the self-attention, without context and mask; None is full attention.
         """
         modulation = (modulation_bf6d + self.table).unsqueeze(3)  # (b, f, 6, 1, d)
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = modulation.unbind(2)
         x = x_bfsd
         normed = modulate(layer_norm(x), shift, scale)
-        x = x + gate * self.attention(normed, rotation, context, mask, keep)
+        x = x + gate * self.attention(normed, rotation, context, mask, keep, windows)
         x = x + self.cross_attention(self.cross_norm(x), text)
         hidden = F.gelu(
             self.mlp_up(modulate(layer_norm(x), mlp_shift, mlp_scale)), approximate="tanh"

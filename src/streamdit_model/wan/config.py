@@ -25,6 +25,9 @@ class WanConfig:
         text_length: text tokens that the cross-attention always sees, zero rows past the prompt.
         time_width: width of the sinusoidal embedding of the timestep, even.
         fps: frames per second that the model tells its fps embedding; None: it has none.
+        window: tokens of an attention window, (frames, height, width), for training a StreamDiT
+            from these weights, which themselves know full attention only; None is full attention.
+        buffer_length: latent frames of the full buffer, on which windows are cut; None without.
 
     Raises:
         ConfigError: a number out of range, or a width that does not divide.
@@ -40,6 +43,8 @@ class WanConfig:
     text_length: int = 512
     time_width: int = 256
     fps: int | None = None
+    window: tuple[int, int, int] | None = None
+    buffer_length: int | None = None
 
     def __post_init__(self) -> None:
         names = ["latent_channels", "width", "depth", "num_heads", "mlp_width", "text_width"]
@@ -62,6 +67,15 @@ class WanConfig:
             raise ConfigError(f"time_width is {self.time_width}; it must be even")
         if self.fps is not None and self.fps < 1:
             raise ConfigError(f"fps is {self.fps}; it must be at least 1, or none")
+        if (self.window is None) != (self.buffer_length is None):
+            raise ConfigError(
+                f"window {self.window} and buffer_length {self.buffer_length} must be given "
+                "together or not at all"
+            )
+        if self.window is not None and (len(self.window) != 3 or min(self.window) < 1):
+            raise ConfigError(f"window is {self.window}; it must be three numbers of at least 1")
+        if self.buffer_length is not None and self.buffer_length < 1:
+            raise ConfigError(f"buffer_length is {self.buffer_length}; it must be at least 1")
 
     @property
     def head_width(self) -> int:

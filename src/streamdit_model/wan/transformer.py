@@ -25,12 +25,14 @@ from streamdit_model.text import TextCondition
 from streamdit_model.wan.blocks import (
     Keep,
     LayerContext,
+    LayerWindows,
     WanBlock,
     WanCrossAttention,
     layer_norm,
 )
 from streamdit_model.wan.config import WanConfig
 from streamdit_model.wan.rotary import Rotation, rotation
+from streamdit_model.window_attention import key_masks, plan_windows
 
 __all__ = ["Context", "KeepLayer", "WanTransformer", "timestep_embedding"]
 
@@ -203,11 +205,13 @@ class WanTransformer(nn.Module):
         Args:
             latents: (batch, channels, frames, height, width), any number of frames.
             tau: (batch, frames), or (batch, 1) for all frames, in [0, 1], 0 = noise, 1 = data.
-            positions: (frames,) position of each frame in time; only differences count.
+            positions: (frames,) position of each frame in time; only differences count. With
+                windows they are slots of the full buffer.
             text: the prompt of every sample or frame.
             present: (batch, frames) bool, or None when all are; False hides a frame from all
                 others, as if it were not there, and leaves its own result undefined.
-            context: earlier frames that the window sees and that do not see the window.
+            context: earlier frames that the window sees and that do not see the window; not with
+                a configuration of attention windows.
             keep: gets each layer's keys and values of the window, to be a context later.
 
         Returns:
@@ -242,6 +246,10 @@ class WanTransformer(nn.Module):
             positions: as in `forward`, like the rest.
         """
         self._check(latents, timestep, positions)
+        if context is not None and self.config.window is not None:
+            raise ConfigError(
+                f"a model with attention windows {self.config.window} takes no context"
+            )
         height, width = latents.shape[3] // self.config.patch[1], latents.shape[4]
         tokens = (height, width // self.config.patch[2])
         dtype = self.modulation.weight.dtype
@@ -252,13 +260,17 @@ class WanTransformer(nn.Module):
             modulation = modulation + self._fps_modulation(self.config.fps)
         turn = self._rotation(positions, tokens, x)
         past = None if context is None else self._rotation(context.positions, tokens, x)
-        mask = None if present is None else _key_mask(present, past, x.shape[2])
+        windows = self._windows(positions, tokens, x.device, present)
+        mask = None
+        if present is not None and windows[0] is None:
+            mask = _key_mask(present, past, x.shape[2])
         texts = text.per_block()
         for number, block in enumerate(self.blocks):
             layer = None
             if context is not None and past is not None:
                 layer = LayerContext(*context.read(number), past)
-            x = self._run(block, x, modulation, turn, texts[number], layer, mask, _at(keep, number))
+            rest = (layer, mask, _at(keep, number), windows[number % 2])
+            x = self._run(block, x, modulation, turn, texts[number], *rest)
         shift, scale = (time.unsqueeze(2) + self.head_table).unsqueeze(3).unbind(2)
         values = self.head(modulate(layer_norm(x), shift, scale))  # (b, f, s, patch * channels)
         return self._unpatch(values, tokens).to(latents.dtype)
@@ -297,6 +309,30 @@ class WanTransformer(nn.Module):
     def _rotation(self, positions: Tensor, tokens: tuple[int, int], x: Tensor) -> Rotation:
         dtype = torch.promote_types(x.dtype, torch.float32)
         return rotation(positions, *tokens, self.config.head_width, x.device, dtype)
+
+    def _windows(
+        self,
+        positions: Tensor,
+        tokens: tuple[int, int],
+        device: torch.device,
+        present: Tensor | None,
+    ) -> tuple[LayerWindows, LayerWindows] | tuple[None, None]:
+        """Return the windows of even and, shifted by half a window, of odd blocks."""
+        window, length = self.config.window, self.config.buffer_length
+        if window is None or length is None:
+            return None, None
+        slots, grid = tuple(positions.tolist()), (length, *tokens)
+        if not 0 <= min(slots) <= max(slots) < length:
+            raise ConfigError(f"positions {slots} are not slots of a buffer of {length} frames")
+        seen = None
+        if present is not None:
+            seen = present.repeat_interleave(tokens[0] * tokens[1], dim=1)
+        plans = [
+            plan_windows(slots, grid, window, (shifted,) * 3, (False,) * 3, device)
+            for shifted in (False, True)
+        ]
+        masks = [None if seen is None else key_masks(plan, seen) for plan in plans]
+        return LayerWindows(plans[0], masks[0]), LayerWindows(plans[1], masks[1])
 
     def _unpatch(self, values: Tensor, tokens: tuple[int, int]) -> Tensor:
         """(batch, frames, tokens, values) -> (batch, channels, frames, height, width)."""
