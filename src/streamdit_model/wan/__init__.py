@@ -1,1 +1,1 @@
-"""Open weights of the Wan family, run by our own code."""
+"""Networks of the open Wan weights: transformer, autoencoders, text, the rolling context."""
