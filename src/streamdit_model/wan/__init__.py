@@ -1,0 +1,1 @@
+"""What runs the open weights of the Wan family, and nothing else."""
