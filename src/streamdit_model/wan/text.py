@@ -9,10 +9,10 @@ they were trained so.
 import html
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from streamdit_model.errors import ConfigError, NumericsError, WeightsError
@@ -145,26 +145,26 @@ def build_encoder(config: WanTextConfig) -> "UMT5EncoderModel":
         from transformers import UMT5Config, UMT5EncoderModel
     except ImportError:
         raise ConfigError(_NEEDED, hint=_INSTALL) from None
-    sizes = UMT5Config(
-        vocab_size=config.vocabulary,
-        d_model=config.width,
-        d_kv=config.head_width,
-        d_ff=config.mlp_width,
-        num_layers=config.depth,
-        num_heads=config.num_heads,
-        relative_attention_num_buckets=config.num_buckets,
-        relative_attention_max_distance=config.max_distance,
-        dropout_rate=0.0,
-        layer_norm_epsilon=1e-6,
-        feed_forward_proj="gated-gelu",
-        is_encoder_decoder=False,
-        use_cache=False,
-        pad_token_id=_PADDING[1],
-        eos_token_id=_END[1],
-        attn_implementation="eager",  # the order of operations that Wan's own encoder has
-    )
+    settings: dict[str, Any] = {
+        "vocab_size": config.vocabulary,
+        "d_model": config.width,
+        "d_kv": config.head_width,
+        "d_ff": config.mlp_width,
+        "num_layers": config.depth,
+        "num_heads": config.num_heads,
+        "relative_attention_num_buckets": config.num_buckets,
+        "relative_attention_max_distance": config.max_distance,
+        "dropout_rate": 0.0,
+        "layer_norm_epsilon": 1e-6,
+        "feed_forward_proj": "gated-gelu",
+        "is_encoder_decoder": False,
+        "use_cache": False,
+        "pad_token_id": _PADDING[1],
+        "eos_token_id": _END[1],
+        "attn_implementation": "eager",  # the order of operations that Wan's own encoder has
+    }
     with torch.device("meta"):
-        module = UMT5EncoderModel(sizes)
+        module = UMT5EncoderModel(UMT5Config(**settings))
     module.set_input_embeddings(module.shared)  # one embedding, whatever the version ties itself
     return module.eval().requires_grad_(False)
 
@@ -248,9 +248,7 @@ class WanTextEncoder:
 
     def move(self, device: torch.device | str) -> None:
         """Move the weights: to the CPU to make room on a GPU, and back to encode there."""
-        before = self.device
-        self.module.to(device=torch.device(device))
-        _give_back(before)
+        _move(self.module, self.device, torch.device(device))
 
     def free(self) -> None:
         """Give the memory of the weights back, also when someone still holds the module.
@@ -259,10 +257,8 @@ class WanTextEncoder:
         """
         if self._module is None:
             return
-        before = self.device
-        self.module.to(device="meta")
+        _move(self._module, self.device, torch.device("meta"))
         self._module = None
-        _give_back(before)
 
 
 def padded_condition(rows: Tensor, max_tokens: int) -> TextCondition:
@@ -303,6 +299,8 @@ def load_text_encoder(
     return WanTextEncoder(config, tokenizer, module)
 
 
-def _give_back(device: torch.device) -> None:
-    if device.type == "cuda":
+def _move(module: nn.Module, before: torch.device, after: torch.device) -> None:
+    """Move weights, and give what they leave behind on a GPU back to it."""
+    module.to(device=after)
+    if before.type == "cuda" and after != before:
         torch.cuda.empty_cache()
