@@ -51,6 +51,12 @@ PROMPTS = ["a cat", "", "jib  &amp;amp; tag\n of", "bad cafe " * 4, "abcdefghij"
 CPU = torch.device("cpu")
 
 
+@pytest.fixture(autouse=True)
+def without_ftfy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is claimed here of cleaning must not depend on what else is installed."""
+    monkeypatch.setitem(sys.modules, "ftfy", None)
+
+
 def tiny_tokenizer() -> Any:
     """A unigram tokenizer of single letters and the mark of a word's start, with umT5's ids."""
     pieces = ["<pad>", "</s>", "<unk>", "\u2581", *LETTERS, "\u2581a", "at"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -36,6 +37,12 @@ IDENTITY = EncoderIdentity(
     file_hashes=("a" * 64, "b" * 64), config=TINY, dtype=torch.bfloat16, device_type="cpu"
 )
 Factory = Callable[[], WanTextEncoder]
+
+
+@pytest.fixture(autouse=True)
+def without_ftfy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is claimed here of cleaning must not depend on what else is installed."""
+    monkeypatch.setitem(sys.modules, "ftfy", None)
 
 
 def encoder() -> WanTextEncoder:

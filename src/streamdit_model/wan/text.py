@@ -44,8 +44,9 @@ _INSTALL = 'pip install "streamdit[wan]"'
 def clean_prompt(prompt: str) -> str:
     """Return a prompt as Wan models were trained to read it.
 
-    Wrongly decoded text is repaired by ftfy if it happens to be installed, HTML entities are
-    resolved twice, and every run of whitespace becomes one space.
+    HTML entities are resolved twice, and every run of whitespace becomes one space. Before that,
+    if the package ftfy happens to be installed, it repairs wrongly decoded text and makes curly
+    quotes and full-width letters plain, as it did in training.
 
     Raises:
         ConfigError: the text cannot be written as UTF-8.
