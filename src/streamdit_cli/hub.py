@@ -213,10 +213,7 @@ class _Hub:
 
         self._name = name
         self._library = huggingface_hub
-        self._agent = {
-            "library_name": _LIBRARY,
-            "library_version": importlib.metadata.version("streamdit"),
-        }
+        self._version = importlib.metadata.version(_LIBRARY)
         logger = logging.getLogger("huggingface_hub")
         logger.handlers = [_Notes()]
         logger.propagate = False
@@ -227,12 +224,13 @@ class _Hub:
         Raises:
             DownloadError: the Hub does not have it, or cannot be asked.
         """
-        api = self._library.HfApi(**self._agent)
+        api = self._library.HfApi(library_name=_LIBRARY, library_version=self._version)
+        timeout = float(self._library.constants.HF_HUB_DOWNLOAD_TIMEOUT)
         for repo in dict.fromkeys(file.repo for file in found.files if not file.is_pinned):
             files = [file for file in found.files if file.repo == repo]
             revision = files[0].revision or None
             try:
-                info = api.model_info(repo, revision=revision, files_metadata=True)
+                info = api.model_info(repo, revision=revision, files_metadata=True, timeout=timeout)
             except Exception as error:  # translated, or raised again as it is
                 raise self._explained(error, repo) from None
             commit = str(info.sha)
@@ -285,7 +283,8 @@ class _Hub:
                 revision=file.revision,
                 cache_dir=cache_folder(),
                 tqdm_class=bar_class(transfer),
-                **self._agent,
+                library_name=_LIBRARY,
+                library_version=self._version,
             )
         except OSError as error:
             if "Consistency check failed" not in str(error):
