@@ -214,6 +214,7 @@ class _Hub:
         self._name = name
         self._library = huggingface_hub
         self._version = importlib.metadata.version(_LIBRARY)
+        self._fetch_file = huggingface_hub.hf_hub_download  # loads it, and its logging with it
         logger = logging.getLogger("huggingface_hub")
         logger.handlers = [_Notes()]
         logger.propagate = False
@@ -277,7 +278,7 @@ class _Hub:
         """Fetch one file; return what is wrong with it, or nothing. A wrong one is removed."""
         before = transfer.done
         try:
-            self._library.hf_hub_download(
+            self._fetch_file(
                 file.repo,
                 file.path,
                 revision=file.revision,
