@@ -501,6 +501,23 @@ def kill_while_fetching(bench: Bench) -> None:
     bench.hub.release.set()
 
 
+def test_interrupted_pull_says_so_and_leaves_nothing_half(bench: Bench) -> None:
+    bench.add()
+    bench.hub.repos["owner/tiny"].faults[NETWORK] = ("stall", 1)
+    words = ["models", "pull", "tiny"]
+    with open(bench.folder / "said", "w+b") as said:
+        case = bench.launcher.start(
+            words, cwd=bench.folder, code=bench.code(""), stderr=said.fileno()
+        )
+        until(lambda: any(bench.cache.rglob("*.incomplete")) and not taken(bench))
+        case.send(signal.SIGINT)
+        assert case.wait() == 130
+    text = (bench.folder / "said").read_text()
+    assert "go on with streamdit models pull tiny" in text
+    assert "error:" not in text
+    assert not list(bench.cache.rglob("*.incomplete"))
+
+
 def taken(bench: Bench) -> int:
     """How many stalls are left to happen."""
     return bench.hub.repos["owner/tiny"].faults[NETWORK][1]

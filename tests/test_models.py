@@ -209,6 +209,25 @@ def test_open_pin_is_filled_from_the_lock_unless_the_preset_says_more(tmp_path: 
     assert needed_files(pinned, lock)[0].revision == "1" * 40
 
 
+def test_blob_that_links_to_a_shared_store_is_taken_out_and_the_store_left_alone(
+    tmp_path: Path,
+) -> None:
+    preset = checked(TEXT, tmp_path)
+    (file,) = needed_files(preset, Lock(path=tmp_path / "lock"))
+    stored = tmp_path / "store"
+    stored.write_bytes(DATA)
+    blob = file.folder / "blobs" / file.sha256
+    for folder in (blob.parent, file.local.parent):
+        folder.mkdir(parents=True)
+    blob.symlink_to(stored)
+    file.local.symlink_to(os.path.relpath(blob, file.local.parent))
+    assert cache.fault(file.local, file) == ""
+    assert cache.discard(file) == 0
+    assert not file.local.exists() and not blob.is_symlink()
+    assert stored.read_bytes() == DATA
+    assert cache.discard(file) == 0
+
+
 def test_cache_is_where_the_hubs_library_has_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

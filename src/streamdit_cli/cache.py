@@ -306,16 +306,17 @@ def adopt(found: Path, file: RemoteFile) -> None:
 def discard(file: RemoteFile) -> int:
     """Take a file out of the cache, with folders that become empty; return the bytes set free."""
     pointer = file.local
-    blob = pointer.resolve()
     freed = 0
-    if pointer.is_symlink() and blob.is_relative_to(file.folder.resolve() / "blobs"):
+    if pointer.is_symlink():
+        blob = _target(pointer)
         pointer.unlink()
-        others = (file.folder / "snapshots").rglob("*")
-        if blob.is_file() and not any(other.resolve() == blob for other in others):
-            freed = blob.stat().st_size
-            blob.unlink()
-    elif pointer.is_file() or pointer.is_symlink():
-        freed = 0 if pointer.is_symlink() else pointer.stat().st_size
+        links = [path for path in (file.folder / "snapshots").rglob("*") if path.is_symlink()]
+        is_ours = blob.parent == Path(os.path.abspath(file.folder / "blobs"))
+        if is_ours and blob not in map(_target, links):
+            freed = blob.stat().st_size if blob.is_file() and not blob.is_symlink() else 0
+            blob.unlink(missing_ok=True)
+    elif pointer.is_file():
+        freed = pointer.stat().st_size
         pointer.unlink()
     with contextlib.suppress(OSError):  # of the first folder that is not empty
         for folder in pointer.parents:
@@ -323,6 +324,11 @@ def discard(file: RemoteFile) -> int:
                 break
             folder.rmdir()
     return freed
+
+
+def _target(link: Path) -> Path:
+    """Return what a link names: one step, since a blob may itself be a link to a shared store."""
+    return Path(os.path.abspath(link.parent / os.readlink(link)))
 
 
 def unfinished(repos: set[str]) -> list[Path]:

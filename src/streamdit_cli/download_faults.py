@@ -31,12 +31,18 @@ def explained(
         folder: of the cache.
     """
     cause = error
-    while "LocalEntryNotFoundError" in _names(cause) and cause.__cause__ is not None:
+    while _is_wrapper(cause) and cause.__cause__ is not None:
         cause = cause.__cause__
     what = f"{repo} {path}".rstrip()
     return _repository_fault(cause, what, repo, endpoint, again) or _network_fault(
         cause, what, endpoint, again, folder
     )
+
+
+def _is_wrapper(error: BaseException) -> bool:
+    """Whether the library wrapped the error that counts, since it looked for a local file too."""
+    is_forced = isinstance(error, ValueError) and str(error).startswith("Force download failed")
+    return is_forced or "LocalEntryNotFoundError" in _names(error)
 
 
 def _names(error: BaseException) -> set[str]:

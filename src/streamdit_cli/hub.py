@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import shutil
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from streamdit_cli.cache import (
 )
 from streamdit_cli.catalogue import Survey, survey
 from streamdit_cli.download_faults import NEWER, disk_fault, explained
-from streamdit_cli.errors import DownloadError, InputError, UsageError
+from streamdit_cli.errors import DownloadError, InputError, Stopped, UsageError
 from streamdit_cli.transfer import Transfer, bar_class
 
 __all__ = ["is_offline", "pull"]
@@ -226,6 +227,7 @@ class _Hub:
             DownloadError: the Hub does not have it, or cannot be asked.
         """
         api = self._library.HfApi(library_name=_LIBRARY, library_version=self._version)
+        console.status(f"looking up the pins left open: {preset['weights']['reason']}")
         timeout = float(self._library.constants.HF_HUB_DOWNLOAD_TIMEOUT)
         for repo in dict.fromkeys(file.repo for file in found.files if not file.is_pinned):
             files = [file for file in found.files if file.repo == repo]
@@ -263,7 +265,7 @@ class _Hub:
                 wrong = self._fetch(file, transfer)
                 if wrong:
                     console.warn(f"{file.path} arrived wrong ({wrong}); once more")
-                    wrong = self._fetch(file, transfer)
+                    wrong = self._fetch(file, transfer, anew=True)
                 if wrong:
                     raise DownloadError(
                         f"{file.repo} {file.path} arrived wrong twice: {wrong}",
@@ -271,11 +273,23 @@ class _Hub:
                     )
                 found.lock.note_checked(file)
                 found.lock.save()
+        except KeyboardInterrupt:
+            raise Stopped(
+                signal.SIGINT,
+                "stopped; the files that were complete are kept",
+                f"go on with streamdit models pull {self._name}",
+            ) from None
         finally:
             transfer.close()
 
-    def _fetch(self, file: RemoteFile, transfer: Transfer) -> str:
-        """Fetch one file; return what is wrong with it, or nothing. A wrong one is removed."""
+    def _fetch(self, file: RemoteFile, transfer: Transfer, *, anew: bool = False) -> str:
+        """Fetch one file; return what is wrong with it, or nothing. A wrong one is removed.
+
+        Args:
+            file: what to fetch.
+            transfer: counts its bytes.
+            anew: take it from nowhere but the network.
+        """
         before = transfer.done
         try:
             self._fetch_file(
@@ -283,6 +297,7 @@ class _Hub:
                 file.path,
                 revision=file.revision,
                 cache_dir=cache_folder(),
+                force_download=anew,
                 tqdm_class=bar_class(transfer),
                 library_name=_LIBRARY,
                 library_version=self._version,
