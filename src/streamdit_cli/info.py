@@ -1,4 +1,4 @@
-"""`info`: show a model, preset, run or video, or draw a partition.
+"""`info`: show a model, preset, run or video, check its health, or draw a partition.
 
 It loads no weights: a model is described by its configuration and the sizes of its files.
 """
@@ -21,7 +21,7 @@ __all__ = ["EXAMPLES", "info"]
 
 EXAMPLES = (
     "streamdit info shapes",
-    "streamdit info star.mp4 --json -",
+    "streamdit info star.mp4 --health",
     "streamdit info --partition K=0,N=8,c=2,s=1",
 )
 
@@ -48,28 +48,46 @@ PartitionOption = Annotated[
     ),
 ]
 
+HealthOption = Annotated[
+    bool,
+    typer.Option(
+        "--health",
+        help="Watch a video to its end: black, white, frozen, drifting, blurred, with seams?",
+    ),
+]
+
 
 def info(
     target: TargetArgument = None,
     partition: PartitionOption = None,
+    health: HealthOption = False,
     json_path: JsonOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Show a model, preset, run or video, or draw a partition.
 
-    The answer is a table on standard output, or JSON with --json.
+    The answer is a table on standard output, or JSON with --json. With --health a video is judged
+    in windows of 4 s; the exit code tells whether it could be read, not whether it is well.
     """
+    from streamdit_cli.answer import print_answer
     from streamdit_cli.errors import UsageError
 
     if partition is not None and target is not None:
         raise UsageError(f"--partition draws a partition by itself; {target!r} has no place here")
-    if partition is not None:
+    if health and (partition is not None or target is None or not _is_file(target)):
+        what = "no target" if target is None else repr(target)
+        raise UsageError(f"--health needs a video file, not {what}", "info VIDEO --health")
+    if health and target is not None:
+        from streamdit_cli.health_log import describe_health
+
+        title, record, columns, rows = describe_health(Path(target))
+    elif partition is not None:
         title, record, columns, rows = _describe_partition(partition)
     elif target is not None and _is_file(target):
         title, record, columns, rows = _describe_video(Path(target))
     else:
         title, record, columns, rows = _describe_model(target)
-    _print(title, record, columns, rows, json_path, overwrite)
+    print_answer(title, record, columns, rows, json_path=json_path, overwrite=overwrite)
 
 
 Description = tuple[str, dict[str, Any], list[str], list[list[str]]]
@@ -83,35 +101,6 @@ def _is_file(target: str) -> bool:
         return target not in preset_names() and Path(target).exists() and not Path(target).is_dir()
     except (OSError, ValueError):
         return False
-
-
-def _print(
-    title: str,
-    record: dict[str, Any],
-    columns: list[str],
-    rows: list[list[str]],
-    json_path: str | None,
-    overwrite: bool,
-) -> None:
-    """Print the table, or write the record where `--json` says."""
-    from streamdit_cli import console
-    from streamdit_cli.errors import OutputError
-
-    if json_path is None:
-        console.table(title, columns, rows)
-        return
-    text = json.dumps(record, indent=2).replace("\x7f", "\\u007f")
-    if json_path == "-":
-        console.result(text)
-        return
-    try:
-        with open(json_path, "w" if overwrite else "x", encoding="utf-8") as file:
-            file.write(text + "\n")
-    except FileExistsError:
-        raise OutputError(f"{json_path} exists", "another name, or replace it with -y") from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise OutputError(f"{json_path} cannot be written: {reason}") from None
 
 
 def _describe_partition(text: str) -> Description:
