@@ -111,6 +111,16 @@ def test_health_is_complete_at_every_ordered_end(
     assert not (tmp_path / "a.part.png").exists()
 
 
+def test_full_disk_under_the_records_ends_the_video_properly(
+    launcher: Launcher, tiny_model: Path, tmp_path: Path
+) -> None:
+    more = ["--seconds", "20", "-o", "a.mkv", "--health", "/dev/full", "-y"]
+    ended = generate(launcher, tiny_model, tmp_path, *more)
+    assert ended.code == 6
+    assert ended.errors == ["error: --health /dev/full: No space left on device"]
+    assert 64 <= probe(tmp_path / "a.mkv").num_frames < 320
+
+
 @pytest.mark.parametrize("name", ["a.jsonl", "a.png"])
 def test_file_of_a_watcher_never_replaces_one(
     name: str, launcher: Launcher, tiny_model: Path, tmp_path: Path
@@ -160,11 +170,19 @@ def test_info_finds_no_fault_in_a_good_video_and_each_in_a_bad_one(
     assert any("black" in line and "seam" not in line for line in out.splitlines()[2:])
 
 
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {},
+        {"chunk_frames": "-3", "prompts": '[["x", "nan"]]'},
+        {"chunk_frames": "9" * 5000, "prompts": "[" * 5000},
+        {"chunk_frames": "0", "prompts": '{"x": 1}'},
+    ],
+)
 def test_info_watches_a_video_of_another_tool(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    facts: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Whatever its metadata says: seams are not looked for, and the prompt is unknown."""
-    facts = {"chunk_frames": "-3", "prompts": '[["x", "nan"]]'}
     video = render(draw_clip(1, 2), 40, 32)
     record = health_of(save_video(tmp_path / "a.mp4", video, facts), capsys)
     assert record["chunk_frames"] is None

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import math
+from bisect import bisect_right
 from collections import deque
 from dataclasses import asdict
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -101,7 +103,7 @@ def describe_health(
     fps = video.fps if video.fps > 0 else _UNKNOWN_FPS
     events = _prompt_events(video.record)
     chunk_frames = _chunk_frames(video.record)
-    health = Health(fps)
+    health, progress = Health(fps), console.Progress(video.seconds, fps)
     windows = []
     try:
         for number, frame in enumerate(read_video(path)):
@@ -110,8 +112,11 @@ def describe_health(
                 prompt=_prompt_at(number / fps, events),
                 is_border=chunk_frames is not None and number % chunk_frames == 0,
             )
+            progress.update(number + 1)
     except ConfigError as error:
         raise InputError(f"{path}: {error}") from error
+    finally:
+        progress.close()
     windows += health.finish()
     summary = health.summary()
     record = {
@@ -180,21 +185,24 @@ def _row(window: HealthWindow) -> list[str]:
 
 
 def _prompt_events(record: dict[str, str]) -> list[tuple[str, float]]:
-    """Return the prompts of a video with their seconds; none where the record tells none."""
+    """Return the prompts of a video with their seconds in order; none where it tells none."""
     try:
         events = json.loads(record.get("prompts", ""))
         found = [(str(prompt), float(seconds)) for prompt, seconds in events]
     except (ValueError, TypeError, RecursionError, OverflowError):
         return []
-    return found if all(math.isfinite(seconds) for _, seconds in found) else []
+    is_timed = all(math.isfinite(seconds) for _, seconds in found)
+    return sorted(found, key=itemgetter(1)) if is_timed else []
 
 
 def _prompt_at(seconds: float, events: list[tuple[str, float]]) -> str | None:
     """Return the prompt at a time; None before the first one."""
-    return next((prompt for prompt, begins in reversed(events) if begins <= seconds), None)
+    place = bisect_right(events, seconds, key=itemgetter(1))
+    return events[place - 1][0] if place else None
 
 
 def _chunk_frames(record: dict[str, str]) -> int | None:
     """Return the frames of a chunk, where the record of a video tells."""
     words = record.get("chunk_frames", "")
-    return int(words) if words.isascii() and words.isdigit() and int(words[:9]) > 0 else None
+    is_number = words.isascii() and words.isdigit() and len(words) < 10
+    return (int(words) or None) if is_number else None

@@ -124,10 +124,10 @@ def make(
     """
     progress = console.Progress(seconds, fps)
     watchers = watchers or Watchers()
-    watchers.begin(fps, progress)
     ended = "complete"
     signals.be_patient(lambda: writer.hurry(PIPE_SECONDS), writer.cancel)
     try:
+        watchers.begin(fps, progress)
         for chunk in stream:
             writer.write(chunk.frames)
             watchers.chunk(chunk)
