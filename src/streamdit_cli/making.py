@@ -113,8 +113,7 @@ def make(
         micro_steps: denoising steps of a chunk.
         signals: the first one ends the video after this chunk, the second one at once, though the
             stream still waits for the network call that is running.
-        records: for programs.
-        watchers: look at the frames too.
+        records, watchers: for programs; what looks at the frames too.
 
     Raises:
         Stopped: a signal came; the video is complete up to there.
@@ -123,8 +122,7 @@ def make(
         DeviceError, NumericsError: the model failed; the video holds all earlier chunks.
     """
     progress = console.Progress(seconds, fps)
-    watchers = watchers or Watchers()
-    ended = "complete"
+    watchers, ended = watchers or Watchers(), "complete"
     signals.be_patient(lambda: writer.hurry(PIPE_SECONDS), writer.cancel)
     try:
         watchers.begin(fps, progress)
