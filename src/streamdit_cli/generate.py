@@ -16,14 +16,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 import typer
 
 from streamdit_cli.options import (
+    ContactSheetOption,
     DeviceOption,
     DtypeOption,
     GuidanceOption,
+    HealthOption,
     JsonOption,
     ModelOption,
     NumFramesOption,
     OutputOption,
     OverwriteOption,
+    PreviewOption,
     PromptOption,
     QuietOption,
     SecondsOption,
@@ -36,14 +39,15 @@ if TYPE_CHECKING:
     from streamdit_cli.output import Output
     from streamdit_cli.records import Records
     from streamdit_cli.signals import Signals
+    from streamdit_cli.watching import Watchers
     from streamdit_model.stream import Stream
     from streamdit_model.weights import Model, ModelConfig
 
 __all__ = ["EXAMPLES", "Size", "Wishes", "check_wishes", "generate", "make_plan", "parse_size"]
 
 EXAMPLES = (
-    'streamdit generate -p "a red star bouncing on a navy background" --seconds 10 -o star.mp4',
-    'streamdit generate -p "a blue circle" -p "a green square" --seconds 1:00 -o two.mp4',
+    'streamdit generate -p "a red star bouncing" -o star.mp4 --contact-sheet star.png --preview',
+    'streamdit generate -p "a blue circle" -p "a green square" --seconds 1:00 --health two.jsonl',
     'streamdit generate -p "a yellow triangle" --seconds inf -o - | mpv -',
 )
 
@@ -178,6 +182,8 @@ class Plan:
     @property
     def metadata(self) -> dict[str, str]:
         """What the video says about what was asked for."""
+        from streamdit_model.autoencoder import TIME_FACTOR
+
         wishes = self.wishes
         words = {"prompt": " | ".join(prompt for prompt, _ in self.events)}
         if len(self.events) > 1:
@@ -186,7 +192,9 @@ class Plan:
             words["negative_prompt"] = wishes.negative_prompt
         if wishes.guidance_scale is not None:
             words["guidance_scale"] = f"{wishes.guidance_scale:g}"
-        return {**words, "seed": str(wishes.seed), "model": self.config.name}
+        frames = self.config.partition.chunk_size * TIME_FACTOR
+        facts = {"model": self.config.name, "chunk_frames": str(frames)}
+        return {**words, "seed": str(wishes.seed), **facts}
 
 
 def generate(
@@ -201,6 +209,9 @@ def generate(
     codec: CodecOption = None,
     overwrite: OverwriteOption = False,
     json_path: JsonOption = None,
+    health: HealthOption = None,
+    contact_sheet: ContactSheetOption = None,
+    preview: PreviewOption = False,
     model: ModelOption = None,
     seed: SeedOption = None,
     start: StartOption = None,
@@ -224,6 +235,7 @@ def generate(
     from streamdit_cli.prompts import read_prompts
     from streamdit_cli.records import Records
     from streamdit_cli.signals import Signals
+    from streamdit_cli.watching import open_watchers
 
     console.configure(quiet=quiet, verbose=verbose)
     wishes = Wishes(
@@ -244,17 +256,19 @@ def generate(
         console.plain(f"{_read_plan(wishes, folder).line} -> {name}; nothing was made (--dry-run)")
         return
     loading = {"device": device, "dtype": dtype, "threads": threads}
+    asked = {"health": health, "contact_sheet": contact_sheet, "preview": preview}
     with Signals() as signals:
         place = reserve(name, codec=codec, pipe_format=pipe_format, overwrite=overwrite)
         try:
             records = Records(json_path, overwrite=overwrite)
+            watchers = open_watchers(**asked, quiet=quiet, overwrite=overwrite)
         except BaseException:
             place.release()
             raise
         if pipe_format not in ("y4m", place.kind):
             console.warn(f"--pipe-format {pipe_format} has no effect on the file {place.name}")
-        with records:
-            _run(wishes, folder, loading, place, signals, records)
+        with records, watchers:
+            _run(wishes, folder, loading, place, signals, records, watchers)
 
 
 def check_wishes(wishes: Wishes) -> None:
@@ -320,6 +334,7 @@ def _run(
     place: Output,
     signals: Signals,
     records: Records,
+    watchers: Watchers,
 ) -> None:
     """Load the model and make the video."""
     from streamdit_cli import console
@@ -355,6 +370,7 @@ def _run(
         micro_steps=plan.config.partition.micro_steps,
         signals=signals,
         records=records,
+        watchers=watchers,
     )
 
 
