@@ -63,6 +63,7 @@ COMMANDS: dict[str, str] = {
     "distill": "Shorten a trained model to one network call for each chunk.",
     "evaluate": "Score a model: does its video show what the captions say?",
     "info": "Show a model, preset, run or video, or draw a partition.",
+    "models": "List, download, verify and remove open weights.",
 }
 
 EXAMPLES = (

@@ -59,6 +59,7 @@ def info(
 
     The answer is a table on standard output, or JSON with --json.
     """
+    from streamdit_cli.answers import answer
     from streamdit_cli.errors import UsageError
 
     if partition is not None and target is not None:
@@ -69,7 +70,7 @@ def info(
         title, record, columns, rows = _describe_video(Path(target))
     else:
         title, record, columns, rows = _describe_model(target)
-    _print(title, record, columns, rows, json_path, overwrite)
+    answer(title, record, columns, rows, json_path, overwrite=overwrite)
 
 
 Description = tuple[str, dict[str, Any], list[str], list[list[str]]]
@@ -83,35 +84,6 @@ def _is_file(target: str) -> bool:
         return target not in preset_names() and Path(target).exists() and not Path(target).is_dir()
     except (OSError, ValueError):
         return False
-
-
-def _print(
-    title: str,
-    record: dict[str, Any],
-    columns: list[str],
-    rows: list[list[str]],
-    json_path: str | None,
-    overwrite: bool,
-) -> None:
-    """Print the table, or write the record where `--json` says."""
-    from streamdit_cli import console
-    from streamdit_cli.errors import OutputError
-
-    if json_path is None:
-        console.table(title, columns, rows)
-        return
-    text = json.dumps(record, indent=2).replace("\x7f", "\\u007f")
-    if json_path == "-":
-        console.result(text)
-        return
-    try:
-        with open(json_path, "w" if overwrite else "x", encoding="utf-8") as file:
-            file.write(text + "\n")
-    except FileExistsError:
-        raise OutputError(f"{json_path} exists", "another name, or replace it with -y") from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise OutputError(f"{json_path} cannot be written: {reason}") from None
 
 
 def _describe_partition(text: str) -> Description:
@@ -175,9 +147,12 @@ def _describe_video(path: Path) -> Description:
 
 def _describe_model(target: str | None) -> Description:
     """Return what a model is, from its configuration; a preset may have no weights."""
+    from streamdit_cli.catalogue import is_open, open_facts, open_rows
     from streamdit_cli.presets import find_model, find_preset, preset_names
 
     preset = find_preset(target) if target is not None and target in preset_names() else None
+    if preset is not None and is_open(preset):
+        return preset["name"], open_facts(preset), ["", ""], open_rows(preset)
     if preset is not None and "none" in preset["weights"]:
         facts, folder = _facts_without_weights(preset), None
     else:

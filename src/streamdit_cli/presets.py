@@ -7,20 +7,21 @@ outside: each fault is one line that names the file, and no file can name a path
 from __future__ import annotations
 
 import copy
-import difflib
 import math
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import tomli
 
 from streamdit_cli.errors import MissingWeights, TerminalError, UsageError
+from streamdit_cli.schema import NAME, check_preset, nearest
 
 __all__ = [
     "apply_set",
+    "check_preset",
     "find_model",
     "find_preset",
     "nearest",
@@ -33,21 +34,8 @@ _MODEL_FILE = "config.json"
 _LARGEST_FILE = 1_000_000  # bytes; a preset or a recipe has a few thousand
 _DEEPEST_TABLE = 32
 _LARGEST_INT = 2**63 - 1
-_NAME = re.compile(r"[a-z0-9][a-z0-9.\-]{0,62}")
 _DOTTED_KEY = re.compile(r"[A-Za-z0-9_\-]{1,64}(\.[A-Za-z0-9_\-]{1,64}){0,7}")
 _BARE_WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_./\-]*")
-
-# Key -> (type, whether it must be there); a folder stands beside the preset.
-_PRESET_SCHEMA: dict[str, tuple[type, bool]] = {
-    "name": (str, True),
-    "summary": (str, True),
-    "licence": (str, True),
-    "needs": (str, True),
-    "measured": (str, True),
-    "weights": (dict, True),
-    "model": (dict, False),
-}
-_WEIGHTS_SCHEMA: dict[str, tuple[type, bool]] = {"folder": (str, False), "none": (str, False)}
 
 
 def read_toml(path: Path, *, kind: type[TerminalError] = UsageError) -> dict[str, Any]:
@@ -95,13 +83,6 @@ def _check_values(table: dict[str, Any], where: str, kind: type[TerminalError]) 
             raise kind(f"{where}: {key[1:]} is {value}; it must be a finite number")
         elif isinstance(value, int) and abs(value) > _LARGEST_INT:
             raise kind(f"{where}: {key[1:]} is an integer of more than 64 bits")
-
-
-def nearest(word: str, words: Iterable[str]) -> str:
-    """Return `did you mean X?`, or the list of all words when none is near."""
-    known = sorted(words)
-    close = difflib.get_close_matches(word[:80], known, n=1)
-    return f"did you mean {close[0]}?" if close else f"allowed: {', '.join(known)}"
 
 
 def apply_set(config: dict[str, Any], changes: Sequence[str]) -> dict[str, Any]:
@@ -162,45 +143,12 @@ def find_preset(name: str) -> dict[str, Any]:
     Raises:
         UsageError: no preset of that name, or a file with a missing, unknown or mistyped key.
     """
-    if not _NAME.fullmatch(name) or name not in preset_names():
+    if not NAME.fullmatch(name) or name not in preset_names():
         raise UsageError(f"there is no model {name!r}; {nearest(name, preset_names())}")
     path = _presets_folder() / f"{name}.toml"
     preset = read_toml(path)
     check_preset(preset, path)
     return preset
-
-
-def check_preset(preset: dict[str, Any], path: Path) -> None:
-    """Refuse a preset that is not complete and exact.
-
-    Raises:
-        UsageError: a missing, unknown or mistyped key, another name than the file's, or weights
-            that are neither a folder beside the file nor a reason why there are none.
-    """
-    _check_keys(preset, _PRESET_SCHEMA, f"{path.name}")
-    _check_keys(preset["weights"], _WEIGHTS_SCHEMA, f"{path.name}: weights")
-    if preset["name"] != path.stem:
-        raise UsageError(f"{path.name}: name is {preset['name']!r}, not {path.stem!r}")
-    weights = preset["weights"]
-    if len(weights) != 1:
-        raise UsageError(f"{path.name}: weights needs exactly one of folder, none")
-    if "folder" in weights and not _NAME.fullmatch(weights["folder"]):
-        raise UsageError(f"{path.name}: weights.folder {weights['folder']!r} is not a plain name")
-    if "none" in weights and "model" not in preset:
-        raise UsageError(f"{path.name}: model is missing; without weights nothing else holds it")
-
-
-def _check_keys(table: dict[str, Any], schema: dict[str, tuple[type, bool]], where: str) -> None:
-    """Refuse missing, unknown and mistyped keys of one table."""
-    for key, value in table.items():
-        if key not in schema:
-            raise UsageError(f"{where}: unknown key {key!r}; {nearest(key, schema)}")
-        if not isinstance(value, schema[key][0]):
-            wanted = {str: "text", dict: "a table"}[schema[key][0]]
-            raise UsageError(f"{where}: {key} must be {wanted}, not {value!r}")
-    missing = [key for key, (_, needed) in schema.items() if needed and key not in table]
-    if missing:
-        raise UsageError(f"{where}: {', '.join(missing)} missing")
 
 
 def find_model(name: str | None = None) -> tuple[Path, dict[str, Any] | None]:
@@ -215,8 +163,8 @@ def find_model(name: str | None = None) -> tuple[Path, dict[str, Any] | None]:
         The folder that holds `config.json`, and the preset when it was found by name.
 
     Raises:
-        UsageError: neither a preset nor a path that exists.
-        MissingWeights: a preset without weights, or a folder without a model.
+        UsageError: neither a preset nor a path that exists, or a preset that makes no video.
+        MissingWeights: a preset without weights or not downloaded, or a folder without a model.
     """
     wanted = name or os.environ.get("STREAMDIT_MODEL") or DEFAULT_MODEL
     if wanted in preset_names():
@@ -240,6 +188,8 @@ def _exists(path: Path) -> bool:
 def _weights_folder(preset: dict[str, Any]) -> Path:
     """Return the folder of a preset's weights, which must hold a model."""
     name = preset["name"]
+    if "sources" in preset["weights"]:
+        return _open_folder(preset)
     if "none" in preset["weights"]:
         reason = preset["weights"]["none"]
         raise MissingWeights(
@@ -252,6 +202,21 @@ def _weights_folder(preset: dict[str, Any]) -> Path:
             "train it (streamdit train --help) and run it with -m RUN",
         )
     return folder
+
+
+def _open_folder(preset: dict[str, Any]) -> Path:
+    """Refuse open weights, with the reason or with what has to be downloaded first.
+
+    Their networks have no loader yet, so there is no folder to return.
+    """
+    from streamdit_cli.catalogue import find_parts
+
+    name = preset["name"]
+    if "refuse" in preset:
+        message = f"{name} does not make video by itself: {preset['refuse']}"
+        raise UsageError(message, "streamdit models list shows those that do")
+    find_parts(preset)
+    raise MissingWeights(f"{name} is downloaded, but this version has no loader for its network")
 
 
 def _model_folder(path: Path) -> Path:
