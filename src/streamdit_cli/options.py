@@ -15,16 +15,19 @@ import typer
 
 __all__ = [
     "ConfigOption",
+    "DecoderOption",
     "DeviceOption",
     "DtypeOption",
     "GuidanceOption",
     "JsonOption",
+    "LoraOption",
     "ModelOption",
     "NumFramesOption",
     "OutputOption",
     "OverwriteOption",
     "PromptOption",
     "QuietOption",
+    "RandomWeightsOption",
     "RunOption",
     "SecondsOption",
     "SeedOption",
@@ -148,6 +151,36 @@ ModelOption = Annotated[
         envvar="STREAMDIT_MODEL",
         show_default=False,
         help="A preset, a model folder, or a training run. Without it: shapes.",
+        rich_help_panel=_MODEL,
+    ),
+]
+
+DecoderOption = Annotated[
+    Literal["small", "full"] | None,
+    typer.Option(
+        "--decoder",
+        show_default=False,
+        help="Open weights: full looks best, small needs less memory and time.",
+        rich_help_panel=_MODEL,
+    ),
+]
+
+LoraOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--lora",
+        metavar="PATH[:SCALE]",
+        show_default=False,
+        help="Open weights: a safetensors file to merge into the network; more than one may be.",
+        rich_help_panel=_MODEL,
+    ),
+]
+
+RandomWeightsOption = Annotated[
+    bool,
+    typer.Option(
+        "--random-weights",
+        help="Open weights: random ones, to try size and speed without a download.",
         rich_help_panel=_MODEL,
     ),
 ]
