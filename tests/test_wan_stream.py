@@ -25,6 +25,7 @@ from tiny_open import (
 from tiny_streams import frames_of
 from torch import Tensor, nn
 
+import streamdit_cli
 from streamdit_cli import presets
 from streamdit_cli.app import main
 from streamdit_cli.model_source import find_source
@@ -270,6 +271,13 @@ def test_both_layouts_go_through_the_command_line_to_the_same_video(
         videos.append(made(loaded(decoder=decoder), 21))
     assert torch.equal(*videos)
     assert len(list((folder / "home" / "streamdit" / "prompts").iterdir())) == 2
+
+
+def test_library_loads_open_weights_by_name_as_the_command_line_does(folder: Path) -> None:
+    checkpoint(folder)
+    model = streamdit_cli.load("tiny", device="cpu", dtype="float32")
+    assert isinstance(model, WanModel)
+    assert torch.equal(made(model, 9), made(loaded(), 9))
 
 
 def test_repeated_prompt_needs_no_text_encoder(
