@@ -43,6 +43,7 @@ from streamdit_model.stream_stages import chunks_of, first_frame_of
 from streamdit_model.wan import loading
 from streamdit_model.wan.model import WanModel
 from streamdit_model.wan.rolling import RollingVelocity
+from streamdit_model.wan.text import WanTextEncoder, load_text_encoder
 from streamdit_model.wan.transformer import WanTransformer
 from streamdit_model.wan.unipc import UniPCStepper
 
@@ -165,15 +166,15 @@ def test_scripted_prompt_applies_at_the_chunk_that_starts_at_or_after_its_time(
     rolling: WanModel,
 ) -> None:
     plain = made(rolling, 57)
-    events = [PromptEvent("a cat"), PromptEvent("a dog", 1.0)]
+    events = [PromptEvent("a cat"), PromptEvent("a dog", 22 / 16)]  # one frame into chunk 2
     found = chunks(rolling, 57, prompt=events)
     receipts = {chunk.number: chunk.receipts for chunk in found if chunk.number}
     applied = [r for rest in receipts.values() for r in rest if r.kind == "applied"]
-    assert [(r.chunk, r.seconds) for r in applied] == [(2, 21 / 16)]  # chunk 1 starts at 9 / 16
+    assert [(r.chunk, r.seconds) for r in applied] == [(3, 33 / 16)]
     switched = frames_of(found)
-    assert torch.equal(switched[:21], plain[:21])
-    assert not torch.equal(switched[21:33], plain[21:33])
-    assert [chunk.prompt for chunk in found] == ["a cat"] * 2 + ["a dog"] * 3
+    assert torch.equal(switched[:33], plain[:33])
+    assert not torch.equal(switched[33:45], plain[33:45])
+    assert [chunk.prompt for chunk in found] == ["a cat"] * 3 + ["a dog"] * 2
 
 
 def test_prompt_on_the_first_frame_of_a_chunk_applies_to_it(rolling: WanModel) -> None:
@@ -280,11 +281,23 @@ def test_library_loads_open_weights_by_name_as_the_command_line_does(folder: Pat
     assert torch.equal(made(model, 9), made(loaded(), 9))
 
 
-def test_repeated_prompt_needs_no_text_encoder(
+def test_text_encoder_is_freed_at_once_and_a_repeated_prompt_needs_none(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint(folder)
-    first = made(loaded(), 9)
+    encoders = []
+
+    def load(*files: Any) -> WanTextEncoder:
+        encoders.append(load_text_encoder(*files))
+        return encoders[-1]
+
+    monkeypatch.setattr(loading, "load_text_encoder", load)
+    model = loaded()
+    assert len(encoders) == 1
+    with pytest.raises(WeightsError, match="was freed"):
+        encoders[0].encode(["a cat"])
+    first = made(model, 9)
+    assert len(encoders) == 1
 
     def refuse(*files: object) -> None:
         raise AssertionError("the text encoder was loaded")

@@ -18,7 +18,7 @@ from streamdit_model.errors import WeightsError
 from streamdit_model.shards import PICKLE_SUFFIXES, finite
 from streamdit_model.storage import NO_PICKLE, TensorEntry, quoted, read_header, read_tensors
 
-__all__ = ["Names", "fill_module"]
+__all__ = ["Names", "check_entries", "fill_module", "read_headers", "read_in_dtype"]
 
 Names = Callable[[Mapping[str, str]], dict[str, str]]
 """names(key in the files -> the same key) -> our parameter -> its key; refuses other layouts."""
@@ -52,26 +52,24 @@ def fill_module(
         WeightsError: a file is missing, damaged or a pickle; names are those of no known layout; a
             shape or dtype does not fit; a value is not finite.
     """
-    entries, homes = _headers(what, paths)
+    if not paths:
+        raise WeightsError(f"no file of the {what} is given, at least one is needed")
+    entries, homes = read_headers(paths)
     stored = names({key: key for key in entries})
-    expected = module.state_dict()
-    _check_entries(what, entries, stored, expected)
-    state: dict[str, Tensor] = {}
-    for path in paths:
-        tensors = _opened(path)
-        for ours, key in stored.items():
-            if homes[key] == path:
-                value = finite(path.name, {key: tensors.pop(key)}, dtype)[key]
-                state[ours] = value.to(device)
+    shapes = {stored[ours]: tuple(tensor.shape) for ours, tensor in module.state_dict().items()}
+    check_entries(what, entries, shapes, hint="take the file that the preset names, unchanged")
+    state = read_in_dtype(stored, homes, dtype, device)
     module.load_state_dict(state, strict=True, assign=True)
     module.eval().requires_grad_(False)
     return module
 
 
-def _headers(what: str, paths: Sequence[Path]) -> tuple[dict[str, TensorEntry], dict[str, Path]]:
-    """Return the entries of all files together, and the file of each tensor."""
-    if not paths:
-        raise WeightsError(f"no file of the {what} is given, at least one is needed")
+def read_headers(paths: Sequence[Path]) -> tuple[dict[str, TensorEntry], dict[str, Path]]:
+    """Return the entries of all files together, and the file of each tensor.
+
+    Raises:
+        WeightsError: a file is missing, damaged or a pickle, or a tensor stands in two.
+    """
     entries: dict[str, TensorEntry] = {}
     homes: dict[str, Path] = {}
     for path in paths:
@@ -84,34 +82,64 @@ def _headers(what: str, paths: Sequence[Path]) -> tuple[dict[str, TensorEntry], 
         for name, entry in header.items():
             if name in entries:
                 raise WeightsError(
-                    f"{quoted(name)} of the {what} stands in both {homes[name].name} and"
-                    f" {path.name}"
+                    f"{quoted(name)} stands in both {homes[name].name} and {path.name}"
                 )
             entries[name], homes[name] = entry, path
     return entries, homes
 
 
-def _check_entries(
+def check_entries(
     what: str,
     entries: Mapping[str, TensorEntry],
-    stored: Mapping[str, str],
-    expected: Mapping[str, Tensor],
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    hint: str,
 ) -> None:
-    for ours, tensor in expected.items():
-        entry = entries[stored[ours]]
-        name = quoted(stored[ours])
-        if entry.shape != tuple(tensor.shape):
-            raise WeightsError(
-                f"{what}: {name} is {entry.shape}, expected {tuple(tensor.shape)}",
-                hint="take the file that the preset names, unchanged",
-            )
+    """Compare shapes and dtypes with what a network needs.
+
+    Args:
+        what: the part, for messages.
+        entries: of the files.
+        shapes: key in the files -> shape; every key is among the entries.
+        hint: for a wrong shape.
+
+    Raises:
+        WeightsError: a shape is another, or a dtype is none of a weight.
+    """
+    for name, shape in shapes.items():
+        entry = entries[name]
+        if entry.shape != shape:
+            raise WeightsError(f"{what}: {quoted(name)} is {entry.shape}, expected {shape}", hint)
         if entry.dtype not in _FILE_DTYPES:
             allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in _FILE_DTYPES)
-            raise WeightsError(f"{what}: {name} is {entry.dtype}, allowed are {allowed}")
+            raise WeightsError(f"{what}: {quoted(name)} is {entry.dtype}, allowed are {allowed}")
 
 
-def _opened(path: Path) -> dict[str, Tensor]:
-    try:
-        return read_tensors(path)
-    except OSError as error:
-        raise WeightsError(f"{path.name} cannot be read: {error.strerror}") from error
+def read_in_dtype(
+    stored: Mapping[str, str],
+    homes: Mapping[str, Path],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> dict[str, Tensor]:
+    """Return tensors by our names, finite in a dtype, moved to a device one by one.
+
+    Args:
+        stored: our name -> key in the files.
+        homes: key -> file.
+        dtype: of the result.
+        device: where it goes.
+
+    Raises:
+        WeightsError: a file cannot be read, or a value is not finite.
+    """
+    state: dict[str, Tensor] = {}
+    for path in dict.fromkeys(homes.values()):
+        try:
+            tensors = read_tensors(path)
+        except OSError as error:
+            raise WeightsError(f"{path.name} cannot be read: {error.strerror}") from error
+        for name, key in stored.items():
+            if homes[key] == path:
+                value = finite(path.name, {key: tensors.pop(key)}, dtype)[key]
+                state[name] = value.to(device)
+    return state
