@@ -10,13 +10,12 @@ from streamdit_cli.cache import (
     Lock,
     RemoteFile,
     needed_files,
-    parts_of,
     read_lock,
     size_words,
 )
 from streamdit_cli.errors import MissingWeights
 
-__all__ = ["Survey", "find_files", "find_parts", "is_open", "open_facts", "open_rows", "survey"]
+__all__ = ["Survey", "find_files", "is_open", "open_facts", "open_rows", "survey"]
 
 
 def is_open(preset: dict[str, Any]) -> bool:
@@ -90,15 +89,6 @@ def _size(path: Path) -> int:
         return path.stat().st_size
     except OSError:
         return -1
-
-
-def find_parts(preset: dict[str, Any]) -> dict[str, list[Path]]:
-    """Return where the verified files of each part of a preset of open weights lie.
-
-    Raises:
-        MissingWeights, DownloadError: as in `find_files`.
-    """
-    return parts_of(find_files(preset))
 
 
 def find_files(preset: dict[str, Any]) -> list[RemoteFile]:

@@ -226,10 +226,7 @@ def _weights_folder(preset: dict[str, Any]) -> Path:
 
 def _open_folder(preset: dict[str, Any]) -> Path:
     """Refuse open weights where a model folder is needed, which they are not."""
-    from streamdit_cli.catalogue import find_parts
-
     open_preset(preset["name"])
-    find_parts(preset)
     raise UsageError(
         f"{preset['name']} is no model folder, which is needed here",
         f"streamdit generate -m {preset['name']}",
