@@ -274,6 +274,17 @@ def test_both_layouts_go_through_the_command_line_to_the_same_video(
     assert len(list((folder / "home" / "streamdit" / "prompts").iterdir())) == 2
 
 
+def test_guided_weights_with_an_embedding_of_fps_load_from_both_layouts(folder: Path) -> None:
+    videos = []
+    for layout in ("original", "diffusers"):
+        checkpoint(folder, layout, sampler="guided")
+        model = loaded()
+        assert model.transformer.config.fps == 16
+        videos.append(made(model, 13))
+        assert not torch.equal(made(model, 13, guidance_scale=1.0), videos[-1])
+    assert torch.equal(*videos)
+
+
 def test_library_loads_open_weights_by_name_as_the_command_line_does(folder: Path) -> None:
     checkpoint(folder)
     model = streamdit_cli.load("tiny", device="cpu", dtype="float32")
@@ -407,6 +418,16 @@ def test_random_weights_make_a_video_that_says_so(folder: Path, decoder: str) ->
     assert (facts.width, facts.height, facts.num_frames) == (48, 16, 11)
     assert facts.record["weights"] == "random" and facts.record["decoder"] == decoder
     assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_guidance_of_open_weights_is_encoded_and_noted(folder: Path) -> None:
+    written_preset(folder / "presets", "tiny", sampler="guided")
+    words = ["generate", "-m", "tiny", "--random-weights", "-p", "x", "--seed", "1", "--quiet"]
+    words += ["--num-frames", "5", "--guidance-scale", "2", "-n", "blur"]
+    assert main([*words, "-o", str(folder / "a.mp4")]) == 0
+    record = probe(folder / "a.mp4").record
+    assert (record["guidance_scale"], record["negative_prompt"]) == ("2", "blur")
+    assert record["stepper"] == "unipc"
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -189,8 +188,3 @@ def pin_checkpoint(folder: Path, presets: Path, name: str, sampler: str = "rolli
 
 def _read(path: Path) -> bytes:
     return path.read_bytes()
-
-
-def digest(data: bytes) -> str:
-    """Return the md5 of bytes, to compare videos."""
-    return hashlib.md5(data).hexdigest()

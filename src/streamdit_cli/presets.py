@@ -164,8 +164,8 @@ def find_model(name: str | None = None) -> tuple[Path, dict[str, Any] | None]:
         The folder that holds `config.json`, and the preset when it was found by name.
 
     Raises:
-        UsageError: neither a preset nor a path that exists, or a preset that makes no video.
-        MissingWeights: a preset without weights or not downloaded, or a folder without a model.
+        UsageError: neither a preset nor a path that exists, or open weights, see `open_preset`.
+        MissingWeights: a preset without weights, or a folder without a model.
     """
     wanted = name or os.environ.get("STREAMDIT_MODEL") or DEFAULT_MODEL
     if wanted in preset_names():
