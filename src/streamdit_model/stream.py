@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import Tensor
 
 from streamdit_model.errors import ConfigError
+from streamdit_model.guidance import guided_velocity
 from streamdit_model.prompt_timeline import PromptEvent, PromptTimeline
 from streamdit_model.stream_stages import (
     Cut,
@@ -31,7 +32,6 @@ from streamdit_model.stream_stages import (
     VideoChunk,
     chunks_of,
     first_frame_of,
-    guided_velocity,
 )
 from streamdit_model.stream_state import (
     StreamState,
