@@ -6,11 +6,13 @@ library reads its environment once.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import random
 import re
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -527,6 +529,7 @@ def taken(bench: Bench) -> int:
 def test_pull_killed_thirty_times_ends_right(bench: Bench) -> None:
     files = bench.add()
     draw = random.Random(0)
+    ends: list[int] = []
     for _ in range(30):
         bench.hub.repos["owner/tiny"].faults = {
             NETWORK: ("slow", 1),
@@ -535,11 +538,17 @@ def test_pull_killed_thirty_times_ends_right(bench: Bench) -> None:
         words = ["models", "pull", "tiny"]
         case = bench.launcher.start(words, cwd=bench.folder, code=bench.code(""))
         time.sleep(draw.uniform(0.2, 3.0))
-        if case.is_running:
+        with contextlib.suppress(ProcessLookupError):
             case.send(signal.SIGKILL)
-        assert case.wait() in (0, -signal.SIGKILL)
+        code = case.wait()
+        ends.append(code)
         for path, data in files.items():  # never anything but whole files under their names
             assert not bench.local(path).exists() or bench.local(path).read_bytes() == data
+        if code == 0:
+            assert_whole(bench, files)
+            shutil.rmtree(bench.folder / "home")
+    assert set(ends) <= {0, -signal.SIGKILL}
+    assert ends.count(-signal.SIGKILL) > 5
     bench.hub.repos["owner/tiny"].faults = {}
     assert bench.pull().code == 0
     assert_whole(bench, files)

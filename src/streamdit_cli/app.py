@@ -64,6 +64,7 @@ COMMANDS: dict[str, str] = {
     "evaluate": "Score a model: does its video show what the captions say?",
     "info": "Show a model, preset, run or video, or draw a partition.",
     "models": "List, download, verify and remove open weights.",
+    "doctor": "Show what works on this machine, to be pasted into a question.",
 }
 
 EXAMPLES = (

@@ -28,6 +28,7 @@ __all__ = [
     "detail",
     "error",
     "hint",
+    "picture_room",
     "plain",
     "result",
     "safe",
@@ -35,6 +36,7 @@ __all__ = [
     "summary",
     "table",
     "warn",
+    "why_no_picture",
 ]
 
 # Zero width joiners are part of scripts and emoji and cannot hide or reorder words.
@@ -191,6 +193,25 @@ def _is_terminal(stream: TextIO | None) -> bool:
         return False
 
 
+def why_no_picture() -> str:
+    """Say why no picture can be shown on standard error; empty where one can."""
+    encoding = getattr(sys.stderr, "encoding", None) or ""
+    if not _is_terminal(sys.stderr):
+        return "standard error is none"
+    if os.environ.get("TERM") in (None, "", "dumb"):
+        return "TERM names one without colours"
+    if os.environ.get("NO_COLOR"):
+        return "NO_COLOR is set"
+    return "" if encoding.lower().startswith("utf") else f"its encoding {encoding} has no blocks"
+
+
+def picture_room() -> tuple[int, int, bool]:
+    """Return the columns and lines that a picture may have, and whether colours have 24 bits."""
+    terminal = RichConsole(file=sys.stderr)
+    is_full = terminal.color_system == "truecolor"
+    return max(1, terminal.width - 1), max(1, terminal.height - 3), is_full
+
+
 def _write(stream: TextIO | None, text: str) -> None:
     """Write and flush; a closed standard error must not end a run, a closed output must."""
     if stream is None:
@@ -233,6 +254,8 @@ class Progress:
         self._first: tuple[float, int] | None = None
         self._last: tuple[float, int] = (self._started, 0)
         self._shown_at = float("-inf")
+        self._picture: list[str] = []
+        self._lines_above = 0  # of the picture that is on the screen
         if self._is_live and not self._quiet:
             _live_line.append(self)
 
@@ -273,11 +296,20 @@ class Progress:
             self._shown_at = now
             self._show(self._line(step_ms))
 
+    def show_picture(self, lines: list[str]) -> None:
+        """Show lines above the live line, from its next update on, as they are.
+
+        Args:
+            lines: made by this program alone, colours included; narrower than the terminal.
+        """
+        self._picture = lines
+
     def clear(self) -> None:
         """Take the live line away so that another line can be written in its place."""
         if self._shown_at > float("-inf"):
             self._shown_at = float("-inf")
-            _write(sys.stderr, "\r\x1b[2K")
+            _write(sys.stderr, f"{self._up()}\x1b[J" if self._lines_above else "\r\x1b[2K")
+            self._lines_above = 0
 
     def close(self) -> None:
         """End the live line; to be called on every way out."""
@@ -306,7 +338,13 @@ class Progress:
             _write(sys.stderr, line + "\n")
             return
         width = max(RichConsole(file=io.StringIO()).width - 1, 10)
-        _write(sys.stderr, "\r\x1b[2K" + set_cell_size(line, width).rstrip())
+        start = self._up() + "".join(f"{row}\x1b[K\n" for row in self._picture)
+        self._lines_above = len(self._picture)
+        _write(sys.stderr, start + "\r\x1b[2K" + set_cell_size(line, width).rstrip())
+
+    def _up(self) -> str:
+        """Return what moves the cursor to the start of the picture, or of the line."""
+        return f"\r\x1b[{self._lines_above}A" if self._lines_above else ""
 
 
 class _LogHandler(logging.Handler):

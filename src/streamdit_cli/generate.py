@@ -15,16 +15,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 import typer
 
 from streamdit_cli.options import (
+    ContactSheetOption,
     DecoderOption,
     DeviceOption,
     DtypeOption,
     GuidanceOption,
+    HealthOption,
     JsonOption,
     LoraOption,
     ModelOption,
     NumFramesOption,
     OutputOption,
     OverwriteOption,
+    PreviewOption,
     PromptOption,
     QuietOption,
     RandomWeightsOption,
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
     from streamdit_cli.output import Output
     from streamdit_cli.records import Records
     from streamdit_cli.signals import Signals
+    from streamdit_cli.watching import Watchers
     from streamdit_model.stream import Stream
     from streamdit_model.wan.model import WanModel
     from streamdit_model.wan.model_config import WanModelConfig
@@ -48,8 +52,8 @@ if TYPE_CHECKING:
 __all__ = ["EXAMPLES", "Size", "Wishes", "check_wishes", "generate", "make_plan", "parse_size"]
 
 EXAMPLES = (
-    'streamdit generate -p "a red star bouncing on a navy background" --seconds 10 -o star.mp4',
-    'streamdit generate -p "a blue circle" -p "a green square" --seconds 1:00 -o two.mp4',
+    'streamdit generate -p "a red star bouncing" -o star.mp4 --contact-sheet star.png --preview',
+    'streamdit generate -p "a blue circle" -p "a green square" --seconds 1:00 --health two.jsonl',
     'streamdit generate -p "a yellow triangle" --seconds inf -o - | mpv -',
 )
 
@@ -193,6 +197,9 @@ class Plan:
     @property
     def metadata(self) -> dict[str, str]:
         """What the video says about what was asked for."""
+        from streamdit_model.autoencoder import TIME_FACTOR
+        from streamdit_model.model_config import ModelConfig
+
         wishes = self.wishes
         words = {"prompt": " | ".join(prompt for prompt, _ in self.events)}
         if len(self.events) > 1:
@@ -201,6 +208,9 @@ class Plan:
             words["negative_prompt"] = wishes.negative_prompt
         if wishes.guidance_scale is not None:
             words["guidance_scale"] = f"{wishes.guidance_scale:g}"
+        if isinstance(self.config, ModelConfig):  # the first chunk of the others is shorter
+            frames = self.config.partition.chunk_size * TIME_FACTOR
+            words["chunk_frames"] = str(frames)
         return {**words, "seed": str(wishes.seed), "model": self.config.name}
 
 
@@ -216,6 +226,9 @@ def generate(
     codec: CodecOption = None,
     overwrite: OverwriteOption = False,
     json_path: JsonOption = None,
+    health: HealthOption = None,
+    contact_sheet: ContactSheetOption = None,
+    preview: PreviewOption = False,
     model: ModelOption = None,
     decoder: DecoderOption = None,
     lora: LoraOption = None,
@@ -242,6 +255,7 @@ def generate(
     from streamdit_cli.prompts import read_prompts
     from streamdit_cli.records import Records
     from streamdit_cli.signals import Signals
+    from streamdit_cli.watching import open_watchers
 
     console.configure(quiet=quiet, verbose=verbose)
     wishes = Wishes(
@@ -262,17 +276,19 @@ def generate(
         console.plain(f"{_read_plan(wishes, source).line} -> {name}; nothing was made (--dry-run)")
         return
     loading = {"device": device, "dtype": dtype, "threads": threads}
+    asked = {"health": health, "contact_sheet": contact_sheet, "preview": preview}
     with Signals() as signals:
         place = reserve(name, codec=codec, pipe_format=pipe_format, overwrite=overwrite)
         try:
             records = Records(json_path, overwrite=overwrite)
+            watchers = open_watchers(**asked, quiet=quiet, overwrite=overwrite)
         except BaseException:
             place.release()
             raise
         if pipe_format not in ("y4m", place.kind):
             console.warn(f"--pipe-format {pipe_format} has no effect on the file {place.name}")
-        with records:
-            _run(wishes, source, loading, place, signals, records)
+        with records, watchers:
+            _run(wishes, source, loading, place, signals, records, watchers)
 
 
 def check_wishes(wishes: Wishes) -> None:
@@ -336,6 +352,7 @@ def _run(
     place: Output,
     signals: Signals,
     records: Records,
+    watchers: Watchers,
 ) -> None:
     """Load the model and make the video."""
     from streamdit_cli import console
@@ -371,6 +388,7 @@ def _run(
         micro_steps=plan.config.partition.micro_steps,
         signals=signals,
         records=records,
+        watchers=watchers,
     )
 
 

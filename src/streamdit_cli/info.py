@@ -1,4 +1,4 @@
-"""`info`: show a model, preset, run or video, or draw a partition.
+"""`info`: show a model, preset, run or video, check its health, or draw a partition.
 
 It loads no weights: a model is described by its configuration and the sizes of its files.
 """
@@ -21,7 +21,7 @@ __all__ = ["EXAMPLES", "info"]
 
 EXAMPLES = (
     "streamdit info shapes",
-    "streamdit info star.mp4 --json -",
+    "streamdit info star.mp4 --health",
     "streamdit info --partition K=0,N=8,c=2,s=1",
 )
 
@@ -48,23 +48,40 @@ PartitionOption = Annotated[
     ),
 ]
 
+HealthOption = Annotated[
+    bool,
+    typer.Option(
+        "--health",
+        help="Watch a video to its end: black, white, frozen, drifting, blurred, with seams?",
+    ),
+]
+
 
 def info(
     target: TargetArgument = None,
     partition: PartitionOption = None,
+    health: HealthOption = False,
     json_path: JsonOption = None,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Show a model, preset, run or video, or draw a partition.
 
-    The answer is a table on standard output, or JSON with --json.
+    The answer is a table on standard output, or JSON with --json. With --health a video is judged
+    in windows of 4 s; the exit code tells whether it could be read, not whether it is well.
     """
     from streamdit_cli.answers import answer
     from streamdit_cli.errors import UsageError
 
     if partition is not None and target is not None:
         raise UsageError(f"--partition draws a partition by itself; {target!r} has no place here")
-    if partition is not None:
+    if health and (partition is not None or target is None or not _is_file(target)):
+        what = "no target" if target is None else repr(target)
+        raise UsageError(f"--health needs a video file, not {what}", "info VIDEO --health")
+    if health and target is not None:
+        from streamdit_cli.health_log import describe_health
+
+        title, record, columns, rows = describe_health(Path(target))
+    elif partition is not None:
         title, record, columns, rows = _describe_partition(partition)
     elif target is not None and _is_file(target):
         title, record, columns, rows = _describe_video(Path(target))

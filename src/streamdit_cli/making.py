@@ -16,6 +16,7 @@ from streamdit_cli import console
 from streamdit_cli.errors import Stopped
 from streamdit_cli.records import Records
 from streamdit_cli.signals import Signals
+from streamdit_cli.watching import Watchers
 from streamdit_cli.writer import Writer
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "explained",
+    "fastest_dtype",
     "load_model",
     "make",
     "stream_threads",
@@ -72,7 +74,7 @@ def where_and_how(
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if place.type == "cuda" and not torch.cuda.is_available():
         raise DeviceError("no CUDA GPU is there", hint="use the device cpu")
-    return place, getattr(torch, dtype) if dtype else _fastest(place)
+    return place, getattr(torch, dtype) if dtype else fastest_dtype(place)
 
 
 def stream_threads() -> int:
@@ -87,7 +89,7 @@ def stream_threads() -> int:
     return max(1, torch.get_num_threads() - spare)
 
 
-def _fastest(device: torch.device) -> torch.dtype:
+def fastest_dtype(device: torch.device) -> torch.dtype:
     """Return bfloat16 where it is multiplied in hardware, else float32.
 
     Choice: measured on CPUs; with AMX or AVX512_BF16 bfloat16 is two to four times faster than
@@ -121,6 +123,7 @@ def make(
     micro_steps: int,
     signals: Signals,
     records: Records,
+    watchers: Watchers | None = None,
 ) -> None:
     """Write a stream to its end or to a signal, and end the video.
 
@@ -132,7 +135,7 @@ def make(
         micro_steps: denoising steps of a chunk.
         signals: the first one ends the video after this chunk, the second one at once, though the
             stream still waits for the network call that is running.
-        records: for programs.
+        records, watchers: for programs; what looks at the frames too.
 
     Raises:
         Stopped: a signal came; the video is complete up to there.
@@ -141,15 +144,18 @@ def make(
         DeviceError, NumericsError: the model failed; the video holds all earlier chunks.
     """
     progress = console.Progress(seconds, fps)
-    ended = "complete"
+    watchers, ended = watchers or Watchers(), "complete"
     signals.be_patient(lambda: writer.hurry(PIPE_SECONDS), writer.cancel)
     try:
+        watchers.begin(fps, progress)
         for chunk in stream:
             writer.write(chunk.frames)
+            watchers.chunk(chunk)
             step_ms = chunk.statistics["denoise_ms"] / micro_steps
             progress.update(chunk.first_frame + len(chunk.frames), step_ms=step_ms)
             records.chunk(chunk, step_ms=step_ms)
             records.reached(writer.frames_written)
+            watchers.reached(writer.frames_written)
             if signals.received:
                 break
         writer.close()
@@ -167,6 +173,7 @@ def make(
         progress.close()
         records.reached(writer.frames_written)
         _summarize(writer, progress, fps, ended, records)
+        watchers.end(writer.frames_written)
 
 
 def _end_early(writer: Writer, error: BaseException) -> None:

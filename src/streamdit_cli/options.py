@@ -15,16 +15,19 @@ import typer
 
 __all__ = [
     "ConfigOption",
+    "ContactSheetOption",
     "DecoderOption",
     "DeviceOption",
     "DtypeOption",
     "GuidanceOption",
+    "HealthOption",
     "JsonOption",
     "LoraOption",
     "ModelOption",
     "NumFramesOption",
     "OutputOption",
     "OverwriteOption",
+    "PreviewOption",
     "PromptOption",
     "QuietOption",
     "RandomWeightsOption",
@@ -321,6 +324,37 @@ JsonOption = Annotated[
         metavar="PATH",
         show_default=False,
         help="Write records for programs to a file, or - for the terminal's stream.",
+        rich_help_panel=_OUTPUT,
+    ),
+]
+
+HealthOption = Annotated[
+    str | None,
+    typer.Option(
+        "--health",
+        metavar="PATH",
+        show_default=False,
+        help="Look for black, frozen, drifting or blurred video; a JSON line for each 4 s.",
+        rich_help_panel=_OUTPUT,
+    ),
+]
+
+ContactSheetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--contact-sheet",
+        metavar="PNG",
+        show_default=False,
+        help="Also write one picture of at most 48 frames, spread evenly over the video.",
+        rich_help_panel=_OUTPUT,
+    ),
+]
+
+PreviewOption = Annotated[
+    bool,
+    typer.Option(
+        "--preview",
+        help="Show a small picture in the terminal, beside the progress.",
         rich_help_panel=_OUTPUT,
     ),
 ]

@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import av
+from av.codec import CodecContext
 from av.container import InputContainer
 from av.error import FFmpegError, InvalidDataError
 from av.packet import Packet
+from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace
 from av.video.stream import VideoStream
@@ -32,7 +34,7 @@ from streamdit_cli.pipe import GaveUp, Pipe
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["VideoEncoder", "VideoInfo", "md5_of", "probe", "read_video"]
+__all__ = ["VideoEncoder", "VideoInfo", "encode_png", "md5_of", "probe", "read_video"]
 
 _MUXERS = {
     ".mp4": "mp4",
@@ -209,6 +211,17 @@ class VideoEncoder:
     def _raise(self) -> None:
         if self._sink.error is not None:
             raise self._sink.error
+
+
+def encode_png(picture: Tensor) -> bytes:
+    """Return the bytes of a PNG file of a uint8 RGB picture `(height, width, 3)`."""
+    frame = VideoFrame.from_ndarray(picture.contiguous().numpy(), format="rgb24")
+    context = cast(VideoCodecContext, CodecContext.create("png", "w"))
+    context.width, context.height = frame.width, frame.height
+    context.pix_fmt = "rgb24"
+    context.time_base = Fraction(1, 1)
+    packets = [*context.encode(frame), *context.encode(None)]
+    return b"".join(bytes(packet) for packet in packets)
 
 
 def md5_of(frames: Tensor) -> str:

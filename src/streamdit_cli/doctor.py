@@ -1,0 +1,331 @@
+"""`doctor`: what works on this machine, found by trying it, as text that can be pasted.
+
+Nothing is sent anywhere, no token is shown, and the home folder is written as `~`.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from streamdit_cli.options import JsonOption, OverwriteOption
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["EXAMPLES", "doctor"]
+
+EXAMPLES = ("streamdit doctor", "streamdit doctor --json -")
+
+_PACKAGES = ("streamdit", "torch", "numpy", "av", "safetensors", "huggingface-hub", "typer", "rich")
+_CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")
+_VARIABLES = (
+    *("STREAMDIT_MODEL", "STREAMDIT_DEVICE", "STREAMDIT_DTYPE", "STREAMDIT_THREADS"),
+    *("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "HF_HUB_OFFLINE"),
+)
+_ATTENTION = ("FLASH_ATTENTION", "EFFICIENT_ATTENTION", "CUDNN_ATTENTION", "MATH")
+_NO_KERNEL = ("No available kernel", "No viable backend")  # what torch says, at great length
+_SIDE = 64  # pixels of the frame that is encoded
+_WORKS = "works"
+
+
+def doctor(json_path: JsonOption = None, overwrite: OverwriteOption = False) -> None:
+    """Show what works on this machine, to be pasted into a question.
+
+    Every line was tried: attention on every device, and each encoder with one frame. The exit code
+    is 0 when a video can be made, 5 without a model, 6 without an encoder and 7 without a device.
+    """
+    from streamdit_cli.answers import answer
+
+    record = {
+        "versions": _versions(),
+        "cpu": _cpu(),
+        "memory": _memory(),
+        "devices": _devices(),
+        "attention": _attention(),
+        "encoders": _encoders(),
+        "folders": _folders(),
+        "model": _model(),
+        "environment": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
+    }
+    rows = [
+        [part if index == 0 else "", key, _words(value)]
+        for part, facts in record.items()
+        for index, (key, value) in enumerate(facts.items())
+    ]
+    answer("streamdit doctor", record, ["", "", ""], rows, json_path, overwrite=overwrite)
+    _refuse_if_useless(record)
+
+
+def _refuse_if_useless(record: dict[str, dict[str, Any]]) -> None:
+    """Raise what a command that makes video would raise here.
+
+    Raises:
+        DeviceError, OutputError, MissingWeights: see `doctor`.
+    """
+    from streamdit_cli.errors import MissingWeights, OutputError
+    from streamdit_model.errors import DeviceError
+
+    if _WORKS not in record["attention"].values():
+        raise DeviceError("attention runs on no device", "reinstall torch: pip install torch")
+    if record["encoders"]["libx264 in .mp4"] != _WORKS:
+        raise OutputError("the encoder libx264 does not open", "reinstall PyAV: pip install av")
+    if "missing" in record["model"]:
+        raise MissingWeights(record["model"]["missing"], "streamdit info shapes")
+
+
+def _words(value: object) -> str:
+    """Return a value for people."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(str(item) for item in value) or "none"
+    return str(value)
+
+
+def _versions() -> dict[str, str]:
+    """Return the versions that decide about frames and files."""
+    versions = {"Python": platform.python_version(), "system": platform.platform()}
+    for name in _PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return versions
+
+
+def _cpu() -> dict[str, Any]:
+    """Return what kind of processor it is, and what of it may be used."""
+    import torch
+
+    from streamdit_cli.making import fastest_dtype
+
+    lines = _system_lines("/proc/cpuinfo")
+    found = set(lines.get("flags", lines.get("Features", "")).split())
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "name": lines.get("model name", platform.processor() or platform.machine()),
+        "cores": cores,
+        "torch threads": torch.get_num_threads(),
+        "torch uses": torch.backends.cpu.get_cpu_capability(),
+        "features": [name for name in _CPU_FEATURES if name in found],
+        "dtype": str(fastest_dtype(torch.device("cpu"))).removeprefix("torch."),
+    }
+
+
+def _system_lines(path: str) -> dict[str, str]:
+    """Return the `name: value` lines of a file of the system, the first of each name."""
+    found: dict[str, str] = {}
+    try:
+        text = Path(path).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return found
+    for line in text.splitlines():
+        name, _, value = line.partition(":")
+        found.setdefault(name.strip(), value.strip())
+    return found
+
+
+def _first_word(path: str) -> str:
+    """Return the first word of a file of the system; empty without one."""
+    try:
+        return (Path(path).read_text(encoding="ascii").split() or [""])[0]
+    except (OSError, ValueError):
+        return ""
+
+
+def _memory() -> dict[str, str]:
+    """Return how much memory there is and how much of it is free, where the system tells."""
+    found = {}
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        found["in all"] = _size(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    limit = _first_word("/sys/fs/cgroup/memory.max")
+    if limit.isdigit():  # of a container
+        found["limit"] = _size(int(limit))
+    available = _system_lines("/proc/meminfo").get("MemAvailable", "").split()
+    if available:
+        found["available"] = _size(int(available[0]) * 1024)
+    return found or {"in all": "unknown"}
+
+
+def _size(count: int) -> str:
+    """Return bytes for people."""
+    return f"{count / 2**30:.1f} GiB"
+
+
+def _all_devices() -> list[torch.device]:
+    """Return the CPU and every accelerator that torch can use."""
+    import torch
+
+    devices = [torch.device("cpu")]
+    if torch.cuda.is_available():
+        devices += [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        devices.append(torch.device("mps"))
+    return devices
+
+
+def _devices() -> dict[str, str]:
+    """Return every device with what it is; the first accelerator is what commands use."""
+    import torch
+
+    found = {}
+    for device in _all_devices():
+        words = "always there"
+        if device.type == "cuda":
+            facts = torch.cuda.get_device_properties(device)
+            free = torch.cuda.mem_get_info(device)[0]
+            memory = f"{_size(facts.total_memory)}, {_size(free)} free"
+            words = f"{facts.name}, capability {facts.major}.{facts.minor}, {memory}"
+        elif device.type == "mps":
+            words = "the GPU of this Mac"
+        found[str(device)] = words
+    if torch.version.cuda or torch.version.hip:
+        found["torch was built for"] = f"CUDA {torch.version.cuda}, HIP {torch.version.hip}"
+    return found
+
+
+def _attention() -> dict[str, str]:
+    """Try each kind of attention on each device, in the number type that is used there."""
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.nn.functional import scaled_dot_product_attention
+
+    from streamdit_cli.making import fastest_dtype
+
+    def attend(device: torch.device, name: str) -> None:
+        query = torch.ones(1, 2, 16, 64, device=device, dtype=fastest_dtype(device))
+        with sdpa_kernel(getattr(SDPBackend, name)):
+            result = scaled_dot_product_attention(query, query, query)
+        if not bool((result.cpu() == 1).all()):  # the mean of ones
+            raise RuntimeError("it gives wrong numbers")
+
+    return {
+        f"{name.lower()} on {device}": _try(lambda: attend(device, name))  # noqa: B023
+        for device in _all_devices()
+        for name in _ATTENTION
+    }
+
+
+def _try(call: Callable[[], None]) -> str:
+    """Return `works`, or why a call does not, in one line."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            call()
+    except (ImportError, LookupError, OSError, RuntimeError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if reason.startswith(_NO_KERNEL):
+            reason = "torch has none for this device and number type"
+        return f"no: {_home_as_tilde(reason)}"
+    return _WORKS
+
+
+def _encoders() -> dict[str, str]:
+    """Encode one frame with each encoder, and read the file again."""
+    with tempfile.TemporaryDirectory(prefix="streamdit-doctor-") as folder:
+        return {
+            **{
+                f"{codec} in {suffix}": _try(lambda: _encode(Path(folder), suffix, codec))  # noqa: B023
+                for suffix, codec in ((".mp4", "libx264"), (".mkv", "libx264"), (".mkv", "ffv1"))
+            },
+            "png": _try(_encode_png),
+        }
+
+
+def _encode(folder: Path, suffix: str, codec: str) -> None:
+    """Write a video of one frame as commands do, and count its frames."""
+    from streamdit_cli.part import PartFile
+    from streamdit_cli.video import VideoEncoder, probe
+
+    target = PartFile(folder / f"{codec}{suffix}", overwrite=False, describe=str)
+    try:
+        encoder = VideoEncoder(
+            target, suffix, codec, width=_SIDE, height=_SIDE, fps=Fraction(16), metadata={}
+        )
+        encoder.encode(_picture())
+        encoder.finish(flush=True)
+        video = probe(target.finish())
+    finally:
+        target.keep()
+    if video.num_frames != 1:
+        raise ValueError(f"{video.num_frames} frames of 1 were written")
+
+
+def _encode_png() -> None:
+    """Write a picture."""
+    from streamdit_cli.video import encode_png
+
+    if not encode_png(_picture()).startswith(b"\x89PNG"):
+        raise ValueError("what was written is no PNG")
+
+
+def _picture() -> torch.Tensor:
+    """Return a frame: uint8 (height, width, 3)."""
+    import torch
+
+    return torch.full((_SIDE, _SIDE, 3), 128, dtype=torch.uint8)
+
+
+def _folders() -> dict[str, str]:
+    """Return the folders that are written to, with the space that is left there."""
+    folders = {
+        "this folder": Path.cwd(),
+        "temporary files": Path(tempfile.gettempdir()),
+        "model cache": _cache(),
+    }
+    return {name: _describe_folder(path) for name, path in folders.items()}
+
+
+def _cache() -> Path:
+    """Return where downloaded models are kept, as the Hub's own tools choose it."""
+    environment = os.environ
+    if "HF_HUB_CACHE" in environment:
+        return Path(environment["HF_HUB_CACHE"]).expanduser()
+    above = Path(environment.get("XDG_CACHE_HOME", "~/.cache"))
+    home = Path(environment.get("HF_HOME", above / "huggingface"))
+    return (home / "hub").expanduser()
+
+
+def _describe_folder(path: Path) -> str:
+    """Return a folder with its free space, or that of the nearest folder above it that exists."""
+    nearest = next(
+        (folder for folder in (path, *path.parents) if folder.is_dir()), Path(path.anchor)
+    )
+    state = "" if nearest == path else ", not made yet"
+    if not os.access(nearest, os.W_OK):
+        state += ", cannot be written to"
+    try:
+        free = _size(shutil.disk_usage(nearest).free)
+    except OSError as error:
+        free = error.strerror or "unknown"
+    return f"{_home_as_tilde(str(path))}: {free} free{state}"
+
+
+def _home_as_tilde(text: str) -> str:
+    """Return a text without the name of the home folder."""
+    home = os.path.expanduser("~")
+    return text.replace(home, "~") if len(home) > 1 else text
+
+
+def _model() -> dict[str, str]:
+    """Return the model that commands take where none is named, and whether it can be read."""
+    from streamdit_cli.errors import TerminalError
+    from streamdit_cli.presets import find_model
+    from streamdit_model.errors import StreamDiTError
+    from streamdit_model.weights import describe
+
+    try:
+        folder, _ = find_model(os.environ.get("STREAMDIT_MODEL"))
+        facts = describe(folder)
+    except (StreamDiTError, TerminalError) as error:
+        return {"missing": _home_as_tilde(str(error))}
+    return {"name": facts["name"], "folder": _home_as_tilde(str(folder))}
