@@ -179,7 +179,7 @@ def test_warm_start_makes_no_request(bench: Bench) -> None:
     here = [file["path_here"] for file in json.loads(shown.stdout)["files"]]
     assert here == [str(bench.local(NETWORK)), str(bench.local(DECODER))]
     made = bench.run("generate", "-p", "x", "-m", "tiny", code=NO_SOCKETS)
-    assert "no loader" in made.errors[0]
+    assert "names no file of its text_encoder" in made.errors[0]
     assert bench.hub.asked == []
 
 

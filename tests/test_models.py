@@ -20,6 +20,7 @@ from streamdit_cli import cache, presets
 from streamdit_cli.app import main
 from streamdit_cli.cache import Lock, needed_files, parts_of, size_words
 from streamdit_cli.errors import MissingWeights, UsageError
+from streamdit_cli.model_source import find_source
 from streamdit_cli.schema import check_preset
 
 OPEN = [
@@ -302,9 +303,14 @@ def test_info_shows_what_a_model_is_and_what_was_not_verified(
 @pytest.mark.parametrize("name", STREAMING)
 def test_model_that_is_not_downloaded_says_how_big_it_is_and_what_to_type(name: str) -> None:
     with pytest.raises(MissingWeights, match=r"is not downloaded: about \d\d\.\d GB") as caught:
-        presets.find_model(name)
+        find_source(name)
     assert presets.find_preset(name)["licence"] in str(caught.value)
     assert caught.value.hint == f"streamdit models pull {name}"
+
+
+def test_open_weights_are_refused_where_a_model_folder_is_needed() -> None:
+    with pytest.raises(UsageError, match="is no model folder"):
+        presets.find_model("rolling-1.3b")
 
 
 @pytest.mark.parametrize("name", [name for name in OPEN if name not in STREAMING])

@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from streamdit_model import Model, VideoChunk
+    from streamdit_model.wan.model import WanModel
 
 __all__ = ["load", "write_video"]
 
 
-def load(name: str | None = None, *, device: str | None = None, dtype: str | None = None) -> Model:
+def load(
+    name: str | None = None, *, device: str | None = None, dtype: str | None = None
+) -> Model | WanModel:
     """Load a model as `streamdit generate -m NAME` does.
 
     Args:
@@ -29,10 +32,10 @@ def load(name: str | None = None, *, device: str | None = None, dtype: str | Non
         MissingWeights: the model has no weights here.
         StreamDiTError: the weights or the device are not as they must be.
     """
-    from streamdit_cli.making import load_model
-    from streamdit_cli.presets import find_model
+    from streamdit_cli.model_source import find_source
 
-    return load_model(find_model(name)[0], device=device, dtype=dtype, threads=None)
+    source = find_source(name)
+    return source.load(prompts=(), size=None, device=device, dtype=dtype, threads=None)
 
 
 def write_video(

@@ -10,13 +10,12 @@ from streamdit_cli.cache import (
     Lock,
     RemoteFile,
     needed_files,
-    parts_of,
     read_lock,
     size_words,
 )
 from streamdit_cli.errors import MissingWeights
 
-__all__ = ["Survey", "find_parts", "is_open", "open_facts", "open_rows", "survey"]
+__all__ = ["Survey", "find_files", "is_open", "open_facts", "open_rows", "survey"]
 
 
 def is_open(preset: dict[str, Any]) -> bool:
@@ -92,8 +91,8 @@ def _size(path: Path) -> int:
         return -1
 
 
-def find_parts(preset: dict[str, Any]) -> dict[str, list[Path]]:
-    """Return the verified files of each part of a preset of open weights.
+def find_files(preset: dict[str, Any]) -> list[RemoteFile]:
+    """Return the files of a preset of open weights, all of them here and verified.
 
     Raises:
         MissingWeights: they are not all here, or not verified; says how big they are and what to
@@ -112,7 +111,7 @@ def find_parts(preset: dict[str, Any]) -> dict[str, list[Path]]:
         raise MissingWeights(f"{name} is not complete: {size_words(left)} are missing", hint)
     if found.state != "yes":
         raise MissingWeights(f"the files of {name} were not verified on this machine", hint)
-    return parts_of(found.files)
+    return found.files
 
 
 def open_facts(preset: dict[str, Any]) -> dict[str, Any]:

@@ -10,18 +10,19 @@ import json
 import re
 import secrets
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
 from streamdit_cli.options import (
     ContactSheetOption,
+    DecoderOption,
     DeviceOption,
     DtypeOption,
     GuidanceOption,
     HealthOption,
     JsonOption,
+    LoraOption,
     ModelOption,
     NumFramesOption,
     OutputOption,
@@ -29,6 +30,7 @@ from streamdit_cli.options import (
     PreviewOption,
     PromptOption,
     QuietOption,
+    RandomWeightsOption,
     SecondsOption,
     SeedOption,
     ThreadsOption,
@@ -36,11 +38,15 @@ from streamdit_cli.options import (
 )
 
 if TYPE_CHECKING:
+    from streamdit_cli.model_source import FolderModel
+    from streamdit_cli.open_weights import OpenModel
     from streamdit_cli.output import Output
     from streamdit_cli.records import Records
     from streamdit_cli.signals import Signals
     from streamdit_cli.watching import Watchers
     from streamdit_model.stream import Stream
+    from streamdit_model.wan.model import WanModel
+    from streamdit_model.wan.model_config import WanModelConfig
     from streamdit_model.weights import Model, ModelConfig
 
 __all__ = ["EXAMPLES", "Size", "Wishes", "check_wishes", "generate", "make_plan", "parse_size"]
@@ -96,7 +102,7 @@ SizeOption = Annotated[
         metavar="WxH",
         parser=parse_size,
         show_default=False,
-        help="Pixels; only a size the model has.",
+        help="Pixels; only a size the model has, and of open weights multiples of 16 or 32.",
     ),
 ]
 
@@ -163,12 +169,21 @@ class Plan:
     events: list[tuple[str, float]]
     num_frames: int | None
     wishes: Wishes
-    config: ModelConfig
+    config: ModelConfig | WanModelConfig
 
     @property
     def seconds(self) -> float | None:
         """Length of the video; None without end."""
         return None if self.num_frames is None else self.num_frames / self.config.fps
+
+    @property
+    def texts(self) -> list[str]:
+        """Every text that the model will read, the null text of guidance included."""
+        texts = [prompt for prompt, _ in self.events] or [""]
+        scale = self.wishes.guidance_scale
+        if (self.config.guidance_scale if scale is None else scale) != 1:
+            texts.append(self.wishes.negative_prompt or "")
+        return list(dict.fromkeys(texts))
 
     @property
     def line(self) -> str:
@@ -183,6 +198,7 @@ class Plan:
     def metadata(self) -> dict[str, str]:
         """What the video says about what was asked for."""
         from streamdit_model.autoencoder import TIME_FACTOR
+        from streamdit_model.model_config import ModelConfig
 
         wishes = self.wishes
         words = {"prompt": " | ".join(prompt for prompt, _ in self.events)}
@@ -192,9 +208,10 @@ class Plan:
             words["negative_prompt"] = wishes.negative_prompt
         if wishes.guidance_scale is not None:
             words["guidance_scale"] = f"{wishes.guidance_scale:g}"
-        frames = self.config.partition.chunk_size * TIME_FACTOR
-        facts = {"model": self.config.name, "chunk_frames": str(frames)}
-        return {**words, "seed": str(wishes.seed), **facts}
+        if isinstance(self.config, ModelConfig):  # the first chunk of the others is shorter
+            frames = self.config.partition.chunk_size * TIME_FACTOR
+            words["chunk_frames"] = str(frames)
+        return {**words, "seed": str(wishes.seed), "model": self.config.name}
 
 
 def generate(
@@ -213,6 +230,9 @@ def generate(
     contact_sheet: ContactSheetOption = None,
     preview: PreviewOption = False,
     model: ModelOption = None,
+    decoder: DecoderOption = None,
+    lora: LoraOption = None,
+    random_weights: RandomWeightsOption = False,
     seed: SeedOption = None,
     start: StartOption = None,
     guidance_scale: GuidanceOption = None,
@@ -230,8 +250,8 @@ def generate(
     the prompt.
     """
     from streamdit_cli import console
+    from streamdit_cli.model_source import find_source
     from streamdit_cli.output import check_output, free_name, reserve
-    from streamdit_cli.presets import find_model
     from streamdit_cli.prompts import read_prompts
     from streamdit_cli.records import Records
     from streamdit_cli.signals import Signals
@@ -249,11 +269,11 @@ def generate(
         guidance_scale=guidance_scale,
     )
     check_wishes(wishes)
-    folder, _ = find_model(model)
+    source = find_source(model, decoder=decoder, loras=lora or (), random_weights=random_weights)
     name = output or free_name(wishes.prompts[0] if wishes.prompts else "")
     if dry_run:
         check_output(name, codec=codec, pipe_format=pipe_format, overwrite=overwrite)
-        console.plain(f"{_read_plan(wishes, folder).line} -> {name}; nothing was made (--dry-run)")
+        console.plain(f"{_read_plan(wishes, source).line} -> {name}; nothing was made (--dry-run)")
         return
     loading = {"device": device, "dtype": dtype, "threads": threads}
     asked = {"health": health, "contact_sheet": contact_sheet, "preview": preview}
@@ -268,7 +288,7 @@ def generate(
         if pipe_format not in ("y4m", place.kind):
             console.warn(f"--pipe-format {pipe_format} has no effect on the file {place.name}")
         with records, watchers:
-            _run(wishes, folder, loading, place, signals, records, watchers)
+            _run(wishes, source, loading, place, signals, records, watchers)
 
 
 def check_wishes(wishes: Wishes) -> None:
@@ -288,7 +308,7 @@ def check_wishes(wishes: Wishes) -> None:
         check_prompt(wishes.negative_prompt, UsageError, "the negative prompt")
 
 
-def make_plan(wishes: Wishes, config: ModelConfig) -> Plan:
+def make_plan(wishes: Wishes, config: ModelConfig | WanModelConfig) -> Plan:
     """Join wishes and the configuration of a model.
 
     Raises:
@@ -317,19 +337,17 @@ def make_plan(wishes: Wishes, config: ModelConfig) -> Plan:
     return Plan(events=events, num_frames=num_frames, wishes=wishes, config=config)
 
 
-def _read_plan(wishes: Wishes, folder: Path) -> Plan:
+def _read_plan(wishes: Wishes, source: FolderModel | OpenModel) -> Plan:
     """Read the configuration of a model, which takes torch but no weights, and plan with it."""
     from streamdit_cli import console
 
     console.status("loading ...")
-    from streamdit_model.weights import read_config
-
-    return make_plan(wishes, read_config(folder))
+    return make_plan(wishes, source.read_config(size=wishes.size, start=wishes.start))
 
 
 def _run(
     wishes: Wishes,
-    folder: Path,
+    source: FolderModel | OpenModel,
     loading: dict[str, Any],
     place: Output,
     signals: Signals,
@@ -338,17 +356,17 @@ def _run(
 ) -> None:
     """Load the model and make the video."""
     from streamdit_cli import console
-    from streamdit_cli.making import explained, load_model, make, stream_threads, video_metadata
+    from streamdit_cli.making import explained, make, stream_threads, video_metadata
 
     try:
         if place.replaced:
             console.warn(f"replacing {place.replaced}")
-        plan = _read_plan(wishes, folder)
+        plan = _read_plan(wishes, source)
         loading["threads"] = loading["threads"] or stream_threads()
-        model = load_model(folder, **loading)
+        model = source.load(prompts=plan.texts, size=wishes.size, **loading)
         stream = _open_stream(plan, model)
         fps, size = plan.config.fps, {"width": plan.config.width, "height": plan.config.height}
-        record = video_metadata(plan.metadata, stream)
+        record = video_metadata({**plan.metadata, **source.metadata}, stream)
         records.header(
             {"output": place.name, **size, "fps": fps, "seconds": plan.seconds, **record}
         )
@@ -374,15 +392,15 @@ def _run(
     )
 
 
-def _open_stream(plan: Plan, model: Model) -> Stream:
+def _open_stream(plan: Plan, model: Model | WanModel) -> Stream:
     """Begin the stream of a plan; says which prompts the model reads only in part."""
     from streamdit_cli import console
     from streamdit_model.stream import PromptEvent, Stream
 
     for prompt, _ in plan.events:
         if model.text_encoder.truncated(prompt):
-            limit = plan.config.text.max_bytes
-            console.warn(f"{plan.config.name} reads only {limit} bytes of the prompt {prompt!r}")
+            limit = model.text_limit
+            console.warn(f"{plan.config.name} reads only {limit} of the prompt {prompt!r}")
     return Stream(
         model,
         [PromptEvent(prompt, seconds) for prompt, seconds in plan.events],
@@ -394,7 +412,7 @@ def _open_stream(plan: Plan, model: Model) -> Stream:
     )
 
 
-def _ffmpeg_line(config: ModelConfig) -> str:
+def _ffmpeg_line(config: ModelConfig | WanModelConfig) -> str:
     """Return the command that reads raw rgb24 of a model's size from a pipe."""
     size = f"-video_size {config.width}x{config.height} -framerate {config.fps:g}"
     return f"ffmpeg -f rawvideo -pix_fmt rgb24 {size} -i - -pix_fmt yuv420p out.mp4"

@@ -25,7 +25,15 @@ if TYPE_CHECKING:
     from streamdit_model.stream import Stream
     from streamdit_model.weights import Model
 
-__all__ = ["explained", "fastest_dtype", "load_model", "make", "stream_threads", "video_metadata"]
+__all__ = [
+    "explained",
+    "fastest_dtype",
+    "load_model",
+    "make",
+    "stream_threads",
+    "video_metadata",
+    "where_and_how",
+]
 
 # Seconds that a reader who has stopped reading gets after a signal.
 PIPE_SECONDS = 1.0
@@ -43,16 +51,30 @@ def load_model(
         dtype: "float32" or "bfloat16"; None is bfloat16 where it is multiplied in hardware.
         threads: of the CPU; None leaves what torch chose.
     """
+    from streamdit_model.weights import load
+
+    place, number_type = where_and_how(device=device, dtype=dtype, threads=threads)
+    return load(folder, device=place, dtype=number_type)
+
+
+def where_and_how(
+    *, device: str | None, dtype: str | None, threads: int | None
+) -> tuple[torch.device, torch.dtype]:
+    """Set the threads and return device and dtype of the networks; args as in `load_model`.
+
+    Raises:
+        DeviceError: there is no such device.
+    """
     import torch
 
-    from streamdit_model.weights import load
+    from streamdit_model.errors import DeviceError
 
     if threads is not None:
         torch.set_num_threads(threads)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return load(
-        folder, device=place, dtype=getattr(torch, dtype) if dtype else fastest_dtype(place)
-    )
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise DeviceError("no CUDA GPU is there", hint="use the device cpu")
+    return place, getattr(torch, dtype) if dtype else fastest_dtype(place)
 
 
 def stream_threads() -> int:

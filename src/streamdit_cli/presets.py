@@ -25,6 +25,7 @@ __all__ = [
     "find_model",
     "find_preset",
     "nearest",
+    "open_preset",
     "preset_names",
     "read_toml",
 ]
@@ -163,8 +164,8 @@ def find_model(name: str | None = None) -> tuple[Path, dict[str, Any] | None]:
         The folder that holds `config.json`, and the preset when it was found by name.
 
     Raises:
-        UsageError: neither a preset nor a path that exists, or a preset that makes no video.
-        MissingWeights: a preset without weights or not downloaded, or a folder without a model.
+        UsageError: neither a preset nor a path that exists, or open weights, see `open_preset`.
+        MissingWeights: a preset without weights, or a folder without a model.
     """
     wanted = name or os.environ.get("STREAMDIT_MODEL") or DEFAULT_MODEL
     if wanted in preset_names():
@@ -175,6 +176,25 @@ def find_model(name: str | None = None) -> tuple[Path, dict[str, Any] | None]:
     if os.sep in wanted or wanted.startswith("."):
         raise UsageError(f"there is no folder {wanted!r}", "-m takes a preset, a folder or a run")
     raise UsageError(f"there is no model or folder {wanted!r}; {nearest(wanted, preset_names())}")
+
+
+def open_preset(name: str | None = None) -> dict[str, Any] | None:
+    """Return the preset of open weights that a name means; None for every other model.
+
+    Args:
+        name: as in `find_model`.
+
+    Raises:
+        UsageError: it makes no video by itself.
+    """
+    wanted = name or os.environ.get("STREAMDIT_MODEL") or DEFAULT_MODEL
+    preset = find_preset(wanted) if wanted in preset_names() else None
+    if preset is None or "sources" not in preset["weights"]:
+        return None
+    if "refuse" in preset:
+        message = f"{wanted} does not make video by itself: {preset['refuse']}"
+        raise UsageError(message, "streamdit models list shows those that do")
+    return preset
 
 
 def _exists(path: Path) -> bool:
@@ -205,18 +225,12 @@ def _weights_folder(preset: dict[str, Any]) -> Path:
 
 
 def _open_folder(preset: dict[str, Any]) -> Path:
-    """Refuse open weights, with the reason or with what has to be downloaded first.
-
-    Their networks have no loader yet, so there is no folder to return.
-    """
-    from streamdit_cli.catalogue import find_parts
-
-    name = preset["name"]
-    if "refuse" in preset:
-        message = f"{name} does not make video by itself: {preset['refuse']}"
-        raise UsageError(message, "streamdit models list shows those that do")
-    find_parts(preset)
-    raise MissingWeights(f"{name} is downloaded, but this version has no loader for its network")
+    """Refuse open weights where a model folder is needed, which they are not."""
+    open_preset(preset["name"])
+    raise UsageError(
+        f"{preset['name']} is no model folder, which is needed here",
+        f"streamdit generate -m {preset['name']}",
+    )
 
 
 def _model_folder(path: Path) -> Path:

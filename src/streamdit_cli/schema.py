@@ -183,6 +183,23 @@ _AUTOENCODER = _table(
         "latent_channels": _whole(1, 1000),
         "time_factor": _whole(1, 64),
         "space_factor": _whole(1, 256),
+    },
+    {  # of networks that were never published; without them the published ones
+        "width": _whole(1, 10_000),  # channels before the multipliers
+        "small_width": _whole(1, 10_000),  # finest channels of the small decoder
+    },
+)
+_TEXT = _table(  # the text encoder; without it umT5-XXL
+    {
+        "vocabulary": _whole(1, 10_000_000),
+        "width": _whole(1, 100_000),
+        "head_width": _whole(1, 10_000),
+        "heads": _whole(1, 1000),
+        "mlp_width": _whole(1, 1_000_000),
+        "layers": _whole(1, 1000),
+        "buckets": _whole(1, 10_000),
+        "max_distance": _whole(1, 100_000),
+        "tokens": _whole(1, 100_000),
     }
 )
 _SAMPLER = _table(
@@ -244,6 +261,7 @@ _OPEN_PRESET = _table(
     {
         "accept_licence": _text,  # what must be accepted once before a download
         "refuse": _text,  # why it does not generate by itself; then no sampler is needed
+        "text": _TEXT,
         "sampler": _SAMPLER,
         "context": _CONTEXT,
         "profiles": _listed(_PROFILE),

@@ -87,6 +87,11 @@ class ModelConfig:
             if found != expected:
                 raise ConfigError(f"{name} {found} is not {expected} of {other}")
 
+    @property
+    def frame_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of a latent frame."""
+        return self.transformer.latent_channels, *self.transformer.grid[1:]
+
     @classmethod
     def from_dict(cls, table: object) -> "ModelConfig":
         """Make a configuration from parsed JSON, strictly.

@@ -120,10 +120,18 @@ class PromptTimeline:
     Args:
         events: scripted events; one with a position applies exactly there, the others by time.
         chunk_seconds: length of an emitted chunk in seconds of video.
+        missing_seconds: by how much the first chunk is shorter than the others.
     """
 
-    def __init__(self, events: Sequence[PromptEvent], *, chunk_seconds: float) -> None:
+    def __init__(
+        self,
+        events: Sequence[PromptEvent],
+        *,
+        chunk_seconds: float,
+        missing_seconds: float = 0.0,
+    ) -> None:
         self._chunk_seconds = chunk_seconds
+        self._missing_seconds = missing_seconds
         self._lock = threading.Lock()
         self._scripted = deque(sorted(events, key=self._due))
         self._live: deque[PromptEvent] = deque()
@@ -242,14 +250,18 @@ class PromptTimeline:
         return {"cut": cut, **records}
 
     @classmethod
-    def from_record(cls, record: dict[str, Any], *, chunk_seconds: float) -> PromptTimeline:
+    def from_record(
+        cls, record: dict[str, Any], *, chunk_seconds: float, missing_seconds: float = 0.0
+    ) -> PromptTimeline:
         """Return the timeline that goes on from a record."""
         log, scripted, live = (
             [PromptEvent(**event) for event in record[name]] for name in ("log", "scripted", "live")
         )
         cut = record["cut"]
         applied = 0 if cut is None else cut["log_length"]
-        timeline = cls(log[applied:] + scripted, chunk_seconds=chunk_seconds)
+        timeline = cls(
+            log[applied:] + scripted, chunk_seconds=chunk_seconds, missing_seconds=missing_seconds
+        )
         timeline._live.extend(live)
         timeline._log = log[:applied]
         if cut is not None:
@@ -265,7 +277,12 @@ class PromptTimeline:
             return event.position
         if event.seconds == 0:
             return START
-        return math.ceil(event.seconds / self._chunk_seconds - 1e-9), 0
+        chunks = (event.seconds + self._missing_seconds) / self._chunk_seconds
+        return math.ceil(chunks - 1e-9), 0
+
+    def _starts_at(self, chunk: int) -> float:
+        """Return the video time at which a chunk starts."""
+        return max(0.0, chunk * self._chunk_seconds - self._missing_seconds)
 
     def _apply(self, queue: deque[PromptEvent], position: tuple[int, int], fresh: int) -> None:
         """Let the first event of a queue take effect, and log it."""
@@ -275,7 +292,7 @@ class PromptTimeline:
         serial = len(self._log)
         with self._lock:
             event = queue.popleft()
-            seconds = cycle * self._chunk_seconds if queue is self._live else event.seconds
+            seconds = self._starts_at(cycle) if queue is self._live else event.seconds
             self._log.append(replace(event, position=position, seconds=seconds))
         self._applied.append(serial)
         if event.transition != "chunks":  # every chunk present will see the new prompt
@@ -313,4 +330,4 @@ class PromptTimeline:
         return None if serial == _NO_EVENT else self._log[serial].prompt
 
     def _receipt(self, serial: int, kind: Literal["applied", "complete"], chunk: int) -> Receipt:
-        return Receipt(self._log[serial], kind, chunk, chunk * self._chunk_seconds)
+        return Receipt(self._log[serial], kind, chunk, self._starts_at(chunk))

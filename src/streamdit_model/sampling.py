@@ -21,7 +21,17 @@ from streamdit_model.errors import ConfigError
 from streamdit_model.flow_matching import Noise, clean_estimate, euler_step, renoise
 from streamdit_model.partition import Partition
 
-__all__ = ["OnStep", "Text", "Velocity", "Window", "cycle", "grow", "guided", "warm_up"]
+__all__ = [
+    "OnStep",
+    "Stepper",
+    "Text",
+    "Velocity",
+    "Window",
+    "cycle",
+    "grow",
+    "guided",
+    "warm_up",
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,6 +63,13 @@ If it has a method `commit(chunk, first_frame)`, that is called once for each em
 Text = Callable[[int, int, int], object]
 """text(first_frame, num_frames, micro_step) -> the text of a window, asked at every micro step."""
 
+Stepper = Callable[[Tensor, Tensor, tuple[int, ...], tuple[int, ...], int], Tensor]
+"""stepper(noisy, predicted_velocity, levels, levels_after, first_frame) -> noisy at levels_after
+
+For steppers that remember earlier steps; levels count up to T, first_frame is absolute. Reference
+frames are not handed in.
+"""
+
 OnStep = Callable[[Window, int], None]
 """on_step(window, micro_step), called before each network call.
 
@@ -66,7 +83,7 @@ def warm_up(
     noise: Noise,
     text: Text,
     start: str = "ramp",
-    stepper: str = "euler",
+    stepper: str | Stepper = "euler",
     on_step: OnStep | None = None,
 ) -> None:
     """Bring an empty buffer to where every `cycle` emits a chunk.
@@ -112,7 +129,7 @@ def cycle(
     velocity: Velocity,
     noise: Noise,
     text: Text,
-    stepper: str = "euler",
+    stepper: str | Stepper = "euler",
     on_step: OnStep | None = None,
 ) -> Tensor:
     """Advance a full buffer by s micro steps, emit its oldest chunk and push a chunk of noise.
@@ -122,7 +139,8 @@ def cycle(
         velocity: called s times, on all frames present.
         noise: as in `keyed_noise`.
         text: asked at every micro step.
-        stepper: "euler", or "renoise": predict clean latents, then renoise them to the next level.
+        stepper: "euler", or "renoise": predict clean latents, then renoise them to the next level;
+            or one of one's own.
         on_step: called before each network call.
 
     Returns:
@@ -153,7 +171,7 @@ def grow(
     velocity: Velocity,
     noise: Noise,
     text: Text,
-    stepper: str = "euler",
+    stepper: str | Stepper = "euler",
     on_step: OnStep | None = None,
 ) -> None:
     """Advance a growing buffer by s micro steps and push a chunk of noise; nothing is emitted.
@@ -223,11 +241,11 @@ class _Loop:
     velocity: Velocity
     noise: Noise
     text: Text
-    stepper: str
+    stepper: str | Stepper
     on_step: OnStep | None
 
     def __post_init__(self) -> None:
-        if self.stepper not in ("euler", "renoise"):
+        if isinstance(self.stepper, str) and self.stepper not in ("euler", "renoise"):
             raise ConfigError(f"stepper {self.stepper!r} is unknown; euler and renoise are known")
 
 
@@ -277,6 +295,7 @@ class _Move:
     tau: Tensor
     delta_tau: Tensor
     tau_after: Tensor
+    levels: tuple[int, ...]
     levels_after: tuple[int, ...]
     num_fixed: int
     total_steps: int
@@ -294,6 +313,7 @@ def _move(
             tau=tau.float().to(device),
             delta_tau=(tau_after - tau).float().to(device),
             tau_after=tau_after.float().to(device),
+            levels=before,
             levels_after=after,
             num_fixed=sum(level == partition.total_steps for level in before),
             total_steps=partition.total_steps,
@@ -321,6 +341,9 @@ def _take_step(
     noisy, predicted = latents[:, :, free], predicted[:, :, free]
     if loop.stepper == "euler":
         moved = euler_step(noisy, predicted, move.delta_tau[free])
+    elif not isinstance(loop.stepper, str):
+        levels = move.levels[free], move.levels_after[free]
+        moved = loop.stepper(noisy, predicted, *levels, first_frame + move.num_fixed)
     else:
         clean = clean_estimate(noisy, predicted, move.tau[free], sigma_min=0.0)
         redraw = torch.zeros_like(clean)

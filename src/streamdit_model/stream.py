@@ -17,12 +17,12 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor
 
-from streamdit_model.autoencoder import TIME_FACTOR
 from streamdit_model.errors import ConfigError
+from streamdit_model.guidance import guided_velocity
 from streamdit_model.prompt_timeline import PromptEvent, PromptTimeline
 from streamdit_model.stream_stages import (
     Cut,
@@ -30,7 +30,8 @@ from streamdit_model.stream_stages import (
     Denoiser,
     PromptKeys,
     VideoChunk,
-    guided_velocity,
+    chunks_of,
+    first_frame_of,
 )
 from streamdit_model.stream_state import (
     StreamState,
@@ -40,7 +41,9 @@ from streamdit_model.stream_state import (
     stream_plan,
 )
 from streamdit_model.stream_threads import InlineRun, ThreadedRun
-from streamdit_model.weights import Model
+
+if TYPE_CHECKING:
+    from streamdit_model.stream_state import StreamModel
 
 __all__ = ["PromptEvent", "Stream", "VideoChunk"]
 
@@ -71,7 +74,7 @@ class Stream:
 
     def __init__(
         self,
-        model: Model,
+        model: StreamModel,
         prompts: str | Sequence[PromptEvent] | None = None,
         *,
         seed: int,
@@ -93,13 +96,13 @@ class Stream:
             "guidance_scale": guidance_scale,
             "negative_prompt": negative_prompt,
         }
-        timeline = PromptTimeline(prompts, chunk_seconds=_chunk_frames(model) / model.config.fps)
+        timeline = PromptTimeline(prompts, **_chunk_times(model))
         self._open(model, timeline, None, synchronous, chunks_ahead)
 
     @classmethod
     def resume(
         cls,
-        model: Model,
+        model: StreamModel,
         state: StreamState,
         *,
         num_frames: int | Literal["same"] | None = "same",
@@ -128,14 +131,13 @@ class Stream:
             settings["num_frames"] = num_frames
         stream = cls.__new__(cls)
         stream._settings = settings
-        seconds = _chunk_frames(model) / model.config.fps
-        timeline = PromptTimeline.from_record(record["timeline"], chunk_seconds=seconds)
+        timeline = PromptTimeline.from_record(record["timeline"], **_chunk_times(model))
         stream._open(model, timeline, state, synchronous, chunks_ahead)
         return stream
 
     def _open(
         self,
-        model: Model,
+        model: StreamModel,
         timeline: PromptTimeline,
         state: StreamState | None,
         synchronous: bool,
@@ -256,6 +258,7 @@ class Stream:
             "chunks": self._chunks,
             "frames": self._frames,
             "buffer": None if cut is None else cut.record["buffer"],
+            "memories": None if cut is None else cut.record["memories"],
             "timeline": self._timeline.record(None if cut is None else cut.record["timeline"]),
             "rest_prompt": None,
         }
@@ -289,7 +292,7 @@ class Stream:
         limit = self._settings["num_frames"]
         if limit is None:
             return None
-        return max(0, -(-limit // _chunk_frames(self._model)) - self._chunks)
+        return max(0, chunks_of(self._model, limit) - self._chunks)
 
     def _restore(
         self, denoiser: Denoiser, tensors: dict[str, Tensor], record: dict[str, Any]
@@ -297,6 +300,7 @@ class Stream:
         """Put a state into the denoiser; return the state of the autoencoder."""
         device = self._model.device
         parts: dict[str, dict[str, Tensor]] = {"buffer": {}, "autoencoder": {}}
+        parts |= {name: {} for name in record["memories"]}
         for name, tensor in tensors.items():
             part, _, key = name.partition(".")
             if key:
@@ -304,8 +308,10 @@ class Stream:
         self._chunks, self._frames = record["chunks"], record["frames"]
         timeline = record["timeline"]["cut"]
         kept = {name: tensor for name, tensor in tensors.items() if name != "rest"}
-        self._cut = Cut(kept, {"buffer": record["buffer"], "timeline": timeline})
-        denoiser.resume(self._chunks, {**parts["buffer"], **record["buffer"]})
+        rest = {name: record[name] for name in ("buffer", "memories")}
+        self._cut = Cut(kept, {**rest, "timeline": timeline})
+        memories = {name: {**parts[name], **memory} for name, memory in record["memories"].items()}
+        denoiser.resume(self._chunks, {**parts["buffer"], **record["buffer"]}, memories)
         if "rest" in tensors:
             self._rest = VideoChunk(
                 number=self._chunks - 1,
@@ -319,6 +325,8 @@ class Stream:
         return parts["autoencoder"]
 
 
-def _chunk_frames(model: Model) -> int:
-    """Return the video frames of a chunk."""
-    return model.config.partition.chunk_size * TIME_FACTOR
+def _chunk_times(model: StreamModel) -> dict[str, float]:
+    """Return the seconds of a chunk, and by how many the first one is shorter."""
+    first, second = first_frame_of(model, 1), first_frame_of(model, 2)
+    frames, fps = second - first, model.config.fps
+    return {"chunk_seconds": frames / fps, "missing_seconds": (frames - first) / fps}

@@ -16,19 +16,21 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from streamdit_model.buffer import StreamBuffer
-from streamdit_model.errors import ConfigError, NumericsError
+from streamdit_model.errors import NumericsError
 from streamdit_model.flow_matching import keyed_noise
 from streamdit_model.prompt_timeline import FramePrompts, PromptTimeline, Receipt
-from streamdit_model.sampling import Velocity, Window, cycle, guided, warm_up
+from streamdit_model.sampling import Velocity, Window, cycle, warm_up
 from streamdit_model.text import PromptCache
 from streamdit_model.transformer import FrameText, TextKeys
-from streamdit_model.weights import Model
+
+if TYPE_CHECKING:
+    from streamdit_model.stream_state import StreamModel
 
 __all__ = [
     "Cut",
@@ -39,8 +41,9 @@ __all__ = [
     "Submit",
     "TextWork",
     "VideoChunk",
+    "chunks_of",
     "encode_now",
-    "guided_velocity",
+    "first_frame_of",
     "new_buffer",
 ]
 
@@ -115,7 +118,7 @@ class PromptKeys:
         size: number of prompts whose keys are kept.
     """
 
-    def __init__(self, model: Model, submit: Submit, size: int = KEYS_KEPT) -> None:
+    def __init__(self, model: StreamModel, submit: Submit, size: int = KEYS_KEPT) -> None:
         self._model = model
         self._conditions = PromptCache(model.text_encoder)
         self._submit = submit
@@ -154,6 +157,19 @@ class PromptKeys:
         return self._model.transformer.text_keys(self._conditions(prompt or ""))
 
 
+@runtime_checkable
+class Remembers(Protocol):
+    """A velocity with a context, or a stepper with a history."""
+
+    def state(self) -> Mapping[str, Any]:
+        """Return what is needed to go on: tensors, and what JSON can hold."""
+        ...
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        ...
+
+
 class Denoiser:
     """Prompts and keyed noise in, clean latents out, one chunk a call.
 
@@ -170,7 +186,7 @@ class Denoiser:
 
     def __init__(
         self,
-        model: Model,
+        model: StreamModel,
         timeline: PromptTimeline,
         keys: PromptKeys,
         *,
@@ -185,17 +201,30 @@ class Denoiser:
         self._seed, self._start, self._check = seed, start, check
         self._prompts_ahead = prompts_ahead
         self._device = model.device
+        self._stepper = model.new_stepper()
         self._buffer = new_buffer(model, batch=1)
-        self._noise = keyed_noise([seed], *_frame_shape(model), device=model.device)
+        self._noise = keyed_noise([seed], *model.config.frame_shape, device=model.device)
         self._chunk = -1
         self._warm_up_step = 0
         self._finite: list[tuple[int, Tensor]] = []
         self._seen: tuple[FramePrompts, FrameText] | None = None
 
-    def resume(self, chunk: int, buffer: Mapping[str, Tensor | int]) -> None:
-        """Go on after the chunks before `chunk`, with the state of the buffer at that place."""
+    def resume(
+        self,
+        chunk: int,
+        buffer: Mapping[str, Tensor | int],
+        memories: Mapping[str, Mapping[str, Any]],
+    ) -> None:
+        """Go on after the chunks before `chunk`, with the states at that place."""
         self._chunk = chunk
         self._buffer.load(buffer)
+        for name, owner in self._remembering().items():
+            owner.load(memories[name])
+
+    def _remembering(self) -> dict[str, Remembers]:
+        """Return what has to go into a state beside the buffer, by name."""
+        owners = {"context": self._velocity, "history": self._stepper}
+        return {name: owner for name, owner in owners.items() if isinstance(owner, Remembers)}
 
     def next(self) -> LatentChunk:
         """Return the next chunk.
@@ -205,7 +234,7 @@ class Denoiser:
         """
         began = time.perf_counter()
         steps = (self._noise, self._frame_text)
-        how: dict[str, Any] = {"stepper": self._config.stepper, "on_step": self._on_step}
+        how: dict[str, Any] = {"stepper": self._stepper, "on_step": self._on_step}
         if self._chunk < 0:
             warm_up(self._buffer, self._velocity, *steps, start=self._start, **how)
             self._chunk = 0
@@ -281,8 +310,16 @@ class Denoiser:
         state = self._buffer.state()
         latents = state.pop("latents")
         assert isinstance(latents, Tensor)
-        record = {"buffer": state, "timeline": self._timeline.cut()}
-        return Cut({"buffer.latents": latents}, record)
+        tensors = {"buffer.latents": latents}
+        memories: dict[str, dict[str, Any]] = {}
+        for owner_name, owner in self._remembering().items():
+            memory = owner.state()
+            memories[owner_name] = {k: v for k, v in memory.items() if not isinstance(v, Tensor)}
+            for name, value in memory.items():
+                if isinstance(value, Tensor):
+                    tensors[f"{owner_name}.{name}"] = value
+        record = {"buffer": state, "memories": memories, "timeline": self._timeline.cut()}
+        return Cut(tensors, record)
 
 
 class Decoder:
@@ -294,7 +331,10 @@ class Decoder:
         state: of the autoencoder, None at the start of a stream.
     """
 
-    def __init__(self, model: Model, *, seed: int, state: dict[str, Tensor] | None = None) -> None:
+    def __init__(
+        self, model: StreamModel, *, seed: int, state: dict[str, Tensor] | None = None
+    ) -> None:
+        self._model = model
         self._autoencoder = model.autoencoder
         self._fps = model.config.fps
         self._dtype = next(model.autoencoder.parameters()).dtype
@@ -317,7 +357,7 @@ class Decoder:
             )
         frames = (video[0].float().clamp(0, 1) * 255).round().to(torch.uint8)
         frames = frames.permute(1, 2, 3, 0).contiguous().cpu()
-        first_frame = chunk.number * len(frames)
+        first_frame = first_frame_of(self._model, chunk.number)
         decode_ms = 1000 * (time.perf_counter() - began)
         state = {f"autoencoder.{name}": tensor for name, tensor in self._state.items()}
         video_chunk = VideoChunk(
@@ -332,6 +372,19 @@ class Decoder:
         return video_chunk, Cut({**chunk.cut.tensors, **state}, chunk.cut.record)
 
 
+def first_frame_of(model: StreamModel, chunk: int) -> int:
+    """Return the number of the first video frame of a chunk, as the autoencoder counts them."""
+    size = model.config.partition.chunk_size
+    return model.autoencoder.video_shape(chunk * size, 1, 1)[0]
+
+
+def chunks_of(model: StreamModel, num_frames: int) -> int:
+    """Return how many chunks hold so many video frames; the inverse of `first_frame_of`."""
+    first, second = first_frame_of(model, 1), first_frame_of(model, 2)
+    later = second - first  # every chunk but the first, which may be shorter
+    return -(-(num_frames + later - first) // later)
+
+
 def encode_now(work: TextWork) -> Future[TextKeys]:
     """Encode a prompt in the caller's thread."""
     keys: Future[TextKeys] = Future()
@@ -339,49 +392,7 @@ def encode_now(work: TextWork) -> Future[TextKeys]:
     return keys
 
 
-def new_buffer(model: Model, *, batch: int) -> StreamBuffer:
+def new_buffer(model: StreamModel, *, batch: int) -> StreamBuffer:
     """Return an empty buffer for a number of streams of a model."""
-    channels, height, width = _frame_shape(model)
+    channels, height, width = model.config.frame_shape
     return StreamBuffer(model.config.partition, batch, channels, height, width, model.device)
-
-
-@torch.inference_mode()
-def guided_velocity(
-    model: Model, *, guidance_scale: float | None, negative_prompt: str | None
-) -> Velocity:
-    """Return the velocity of a model with its guidance, which runs a second call for the null text.
-
-    Args:
-        model: its configuration says whether guidance is baked in, and the scale otherwise.
-        guidance_scale: 1 is no guidance; None is the scale of the configuration.
-        negative_prompt: the null text; None is the empty prompt.
-
-    Raises:
-        ConfigError: guidance for a distilled model, a scale out of range, or a negative prompt
-            without guidance.
-    """
-    config = model.config
-    if config.distilled:
-        if guidance_scale not in (None, 1.0) or negative_prompt is not None:
-            asked = f"scale {guidance_scale}" if negative_prompt is None else "a negative prompt"
-            raise ConfigError(
-                f"guidance is baked in to the distilled model {config.name}: {asked} is refused",
-                hint="leave out the guidance scale and the negative prompt",
-            )
-        return model.velocity
-    scale = config.guidance_scale if guidance_scale is None else guidance_scale
-    if not 0 <= scale <= 100:
-        raise ConfigError(f"guidance scale {scale} is not in 0 .. 100")
-    if scale == 1.0:
-        if negative_prompt is not None:
-            raise ConfigError("a negative prompt has no effect at guidance scale 1")
-        return model.velocity
-    keys = model.transformer.text_keys(model.text_encoder.encode([negative_prompt or ""]))
-    first = torch.zeros(1, dtype=torch.long, device=model.device)
-    return guided(model.velocity, scale, FrameText(keys, first))
-
-
-def _frame_shape(model: Model) -> tuple[int, int, int]:
-    """Return (channels, height, width) of a latent frame."""
-    transformer = model.config.transformer
-    return transformer.latent_channels, *transformer.grid[1:]

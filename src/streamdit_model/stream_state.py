@@ -13,7 +13,7 @@ import logging
 import os
 import platform
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from safetensors.torch import save
@@ -21,7 +21,12 @@ from torch import Tensor
 
 from streamdit_model.errors import ConfigError, WeightsError
 from streamdit_model.storage import parse_json, read_tensors, sync_folder, write_tensors
-from streamdit_model.weights import Model
+
+if TYPE_CHECKING:
+    from streamdit_model.wan.model import WanModel
+    from streamdit_model.weights import Model
+
+    StreamModel: TypeAlias = Model | WanModel
 
 __all__ = [
     "StreamState",
@@ -44,6 +49,7 @@ _RECORD_KEYS = {
     "chunks",
     "frames",
     "buffer",
+    "memories",
     "timeline",
     "rest_prompt",
 }
@@ -51,7 +57,7 @@ _log = logging.getLogger(__name__)
 _SAMPLED_VALUES = 64  # of each tensor; versions of a model differ in nearly all values
 
 
-def stream_plan(model: Model, *, start: str, stepper: str) -> dict[str, str]:
+def stream_plan(model: StreamModel, *, start: str, stepper: str) -> dict[str, str]:
     """Return everything beside seed, prompts and model that decides about the bits of a stream."""
     return {
         "machine": _machine(model.device),
@@ -65,13 +71,13 @@ def stream_plan(model: Model, *, start: str, stepper: str) -> dict[str, str]:
     }
 
 
-def model_fingerprint(model: Model) -> str:
+def model_fingerprint(model: StreamModel) -> str:
     """Return a hash of the configuration and of values spread over every tensor of a model.
 
     It does not depend on the dtype or device a model was loaded with.
     """
     digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True).encode())
-    for part in (model.transformer, model.autoencoder, model.text_encoder):
+    for part in model.parts:
         for name, tensor in sorted(part.state_dict().items()):
             digest.update(f"{name.replace('_orig_mod.', '')} {tuple(tensor.shape)}".encode())
             step = max(1, tensor.numel() // _SAMPLED_VALUES)
@@ -80,7 +86,7 @@ def model_fingerprint(model: Model) -> str:
     return digest.hexdigest()
 
 
-def require_same_origin(model: Model, record: dict[str, Any], *, exact: bool) -> None:
+def require_same_origin(model: StreamModel, record: dict[str, Any], *, exact: bool) -> None:
     """Refuse to go on with another model, or under another plan where frames must be equal.
 
     Args:
@@ -96,6 +102,12 @@ def require_same_origin(model: Model, record: dict[str, Any], *, exact: bool) ->
         raise WeightsError(
             f"the state was made with another model than {model.config.name}",
             hint="give the model that the stream was started with",
+        )
+    if exact and "context" in (record["memories"] or {}):
+        raise ConfigError(
+            f"the context of {model.config.name} is rebuilt from its clean frames, so that frames "
+            "would differ",
+            hint="give up equal frames with exact=False",
         )
     now = stream_plan(model, start=record["plan"]["start"], stepper=model.config.stepper)
     changes = ", ".join(

@@ -15,6 +15,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ from streamdit_model.errors import ConfigError
 __all__ = [
     "BYTES_PER_TOKEN",
     "PromptCache",
+    "PromptEncoder",
     "TextCondition",
     "TextConfig",
     "TextEncoder",
@@ -200,6 +202,14 @@ class TextEncoder(nn.Module):
         return TextCondition(self.norm(x), mask)
 
 
+class PromptEncoder(Protocol):
+    """What a cache needs of a text encoder."""
+
+    def encode(self, prompts: Sequence[str]) -> TextCondition:
+        """Encode prompts, as `TextEncoder.encode`."""
+        ...
+
+
 class PromptCache:
     """The conditions of the prompts used last, so that a prompt is encoded once.
 
@@ -210,7 +220,7 @@ class PromptCache:
         size: number of prompts kept; the one not used for longest leaves first.
     """
 
-    def __init__(self, encoder: TextEncoder, size: int = 64) -> None:
+    def __init__(self, encoder: PromptEncoder, size: int = 64) -> None:
         if size < 1:
             raise ConfigError(f"prompt cache size {size} is not at least 1")
         self._encoder = encoder

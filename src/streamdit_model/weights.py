@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from streamdit_model.autoencoder import Autoencoder
 from streamdit_model.errors import ConfigError, DeviceError, WeightsError
 from streamdit_model.model_config import FORMAT, ModelConfig
-from streamdit_model.sampling import Window
+from streamdit_model.sampling import Stepper, Velocity, Window
 from streamdit_model.shards import (
     MAX_JSON_BYTES,
     PICKLE_SUFFIXES,
@@ -46,6 +46,7 @@ __all__ = [
     "FORMAT",
     "Model",
     "ModelConfig",
+    "WithoutDraws",
     "describe",
     "load",
     "load_states",
@@ -92,6 +93,24 @@ class Model:
         assert isinstance(text, FrameText), type(text)
         latents = window.latents.to(self.dtype)
         return self.transformer(latents, window.tau, window.slots, text).float()
+
+    def new_velocity(self) -> Velocity:
+        """Return the velocity of a new stream; this model keeps nothing of a stream."""
+        return self.velocity
+
+    def new_stepper(self) -> str | Stepper:
+        """Return how a new stream makes its micro steps, see `sampling.cycle`."""
+        return self.config.stepper
+
+    @property
+    def parts(self) -> tuple[nn.Module, ...]:
+        """What holds the weights that frames depend on."""
+        return self.transformer, self.autoencoder, self.text_encoder
+
+    @property
+    def text_limit(self) -> str:
+        """How much of a prompt is read, in words."""
+        return f"{self.config.text.max_bytes} bytes"
 
 
 def read_config(folder: Path | str) -> ModelConfig:
@@ -234,7 +253,7 @@ def save(
         write_text(partial / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
 
 
-class _WithoutDraws(TorchFunctionMode):
+class WithoutDraws(TorchFunctionMode):
     """Leave out the random initial values of modules.
 
     On the meta device they cost seconds: the first draw there imports the whole compiler.
@@ -255,7 +274,7 @@ class _WithoutDraws(TorchFunctionMode):
 
 def meta_modules(config: ModelConfig) -> dict[str, nn.Module]:
     """Build transformer, autoencoder and text on the meta device: shapes without memory."""
-    with torch.device("meta"), _WithoutDraws():
+    with torch.device("meta"), WithoutDraws():
         return {
             "transformer": StreamDiT(config.transformer),
             "autoencoder": Autoencoder(config.autoencoder),

@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 
 from streamdit_model.errors import ConfigError, WeightsError
-from streamdit_model.shards import PICKLE_SUFFIXES, finite
-from streamdit_model.storage import NO_PICKLE, TensorEntry, quoted, read_header, read_tensors
+from streamdit_model.storage import TensorEntry, quoted
+from streamdit_model.wan.files import check_entries, read_headers, read_in_dtype
 
 __all__ = ["UMT5_XXL", "WanTextConfig", "num_parameters", "read_encoder", "tensor_names"]
 
-_FILE_DTYPES = (torch.bfloat16, torch.float32, torch.float16)
 _DTYPES = (torch.bfloat16, torch.float32, torch.float64)
 _SHOWN = 3  # problems named in a message
 
@@ -140,39 +139,18 @@ def read_encoder(
     """
     if dtype not in _DTYPES:
         raise ConfigError(f"dtype {dtype} of the text encoder is not one of {_listed(_DTYPES)}")
-    entries, homes = _headers(paths)
-    names = tensor_names(config)
-    stored = _stored_names(entries, names)
-    _check_shapes(entries, {stored[name]: shape for name, (_, shape) in names.items()})
-    state: dict[str, Tensor] = {}
-    for path in paths:
-        held = {name: key for name, key in stored.items() if homes[key] == path}
-        tensors = _opened(path)
-        for name, key in held.items():
-            state[name] = finite(path.name, {key: tensors[key]}, dtype)[key].to(device)
-    return state
-
-
-def _headers(paths: Sequence[Path]) -> tuple[dict[str, TensorEntry], dict[str, Path]]:
-    """Return the entries of all files together, and the file of each tensor."""
     if not paths:
         raise ConfigError("no file of the text encoder is given, at least one is needed")
-    entries: dict[str, TensorEntry] = {}
-    homes: dict[str, Path] = {}
-    for path in paths:
-        if path.suffix.lower() in PICKLE_SUFFIXES:
-            raise WeightsError(f"{path.name} is not a safetensors file", hint=NO_PICKLE)
-        try:
-            header = read_header(path)
-        except OSError as error:
-            raise WeightsError(f"{path.name} cannot be read: {error.strerror}") from error
-        for name, entry in header.items():
-            if name in entries:
-                raise WeightsError(
-                    f"{quoted(name)} stands in both {homes[name].name} and {path.name}"
-                )
-            entries[name], homes[name] = entry, path
-    return entries, homes
+    entries, homes = read_headers(paths)
+    names = tensor_names(config)
+    stored = _stored_names(entries, names)
+    check_entries(
+        "text encoder",
+        entries,
+        {stored[name]: shape for name, (_, shape) in names.items()},
+        hint="only umT5-XXL encoders have the sizes of Wan models",
+    )
+    return read_in_dtype(stored, homes, dtype, device)
 
 
 def _stored_names(
@@ -200,30 +178,6 @@ def _stored_names(
         f" {', '.join(parts)}",
         hint="take all files of the umT5-XXL encoder in the transformers or the Wan layout",
     )
-
-
-def _check_shapes(
-    entries: Mapping[str, TensorEntry], shapes: Mapping[str, tuple[int, ...]]
-) -> None:
-    for name, shape in shapes.items():
-        entry = entries[name]
-        if entry.shape != shape:
-            raise WeightsError(
-                f"text encoder: {quoted(name)} is {entry.shape}, expected {shape}",
-                hint="only umT5-XXL encoders have the sizes of Wan models",
-            )
-        if entry.dtype not in _FILE_DTYPES:
-            raise WeightsError(
-                f"text encoder: {quoted(name)} is {entry.dtype},"
-                f" allowed are {_listed(_FILE_DTYPES)}"
-            )
-
-
-def _opened(path: Path) -> dict[str, Tensor]:
-    try:
-        return read_tensors(path)
-    except OSError as error:
-        raise WeightsError(f"{path.name} cannot be read: {error.strerror}") from error
 
 
 def _listed(dtypes: Sequence[torch.dtype]) -> str:

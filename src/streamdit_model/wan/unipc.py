@@ -13,15 +13,17 @@ Choice: order two and the "bh2" form of UniPC, which SkyReels-V2 was published w
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from streamdit_model.errors import ConfigError
+from streamdit_model.partition import Partition
 
-__all__ = ["UniPCState", "skyreels_taus", "unipc_step"]
+__all__ = ["UniPCState", "UniPCStepper", "skyreels_taus", "unipc_step"]
 
 _SMALLEST_TAU = 1e-6
 """Choice: tau = 0 has no finite lambda; diffusers moves it by as much."""
@@ -126,6 +128,54 @@ def unipc_step(
         clean=clean,
         clean_before=past.clean,
     )
+
+
+class UniPCStepper:
+    """A stepper of `sampling.cycle` with the history of one stream.
+
+    Args:
+        partition: says which tau a level is.
+
+    Choice: its gamma `shift` begins at tau = 0 where `skyreels_taus` begins 0.0001 later, so that
+    the buffer's own table holds; rounded to whole model times, all others are the same.
+    """
+
+    def __init__(self, partition: Partition) -> None:
+        self._taus = tuple(float(tau) for tau in partition.gamma_table())
+        self._state: UniPCState | None = None
+
+    def __call__(
+        self,
+        noisy: Tensor,
+        predicted_velocity: Tensor,
+        levels: Sequence[int],
+        levels_after: Sequence[int],
+        first_frame: int,
+    ) -> Tensor:
+        """Return the latents at the levels after the step."""
+        tau, after = ([self._taus[k] for k in row] for row in (levels, levels_after))
+        moved, self._state = unipc_step(
+            self._state, noisy, predicted_velocity, tau, after, first_frame
+        )
+        return moved
+
+    def state(self) -> dict[str, Any]:
+        """Return what `load` needs to go on exactly: tensors, numbers and lists of numbers."""
+        if self._state is None:
+            return {}
+        values = {field.name: getattr(self._state, field.name) for field in fields(UniPCState)}
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in values.items()
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state` returned."""
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in state.items()
+        }
+        self._state = UniPCState(**values) if values else None
 
 
 def _check(tau: Sequence[float], tau_after: Sequence[float], frames: int) -> None:
