@@ -174,6 +174,9 @@ class LatentNorm(nn.Module):
     noise as if it were picture (docs/experiments.md).
     """
 
+    mean: Tensor
+    deviation: Tensor
+
     def __init__(self, channels: int, momentum: float = 0.02) -> None:
         super().__init__()
         self.momentum = momentum
