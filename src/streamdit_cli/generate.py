@@ -253,9 +253,7 @@ def generate(
     from streamdit_cli.model_source import find_source
     from streamdit_cli.output import check_output, free_name, reserve
     from streamdit_cli.prompts import read_prompts
-    from streamdit_cli.records import Records
     from streamdit_cli.signals import Signals
-    from streamdit_cli.watching import open_watchers
 
     console.configure(quiet=quiet, verbose=verbose)
     wishes = Wishes(
@@ -276,19 +274,28 @@ def generate(
         console.plain(f"{_read_plan(wishes, source).line} -> {name}; nothing was made (--dry-run)")
         return
     loading = {"device": device, "dtype": dtype, "threads": threads}
-    asked = {"health": health, "contact_sheet": contact_sheet, "preview": preview}
+    asked = {"health": health, "contact_sheet": contact_sheet, "preview": preview, "quiet": quiet}
     with Signals() as signals:
         place = reserve(name, codec=codec, pipe_format=pipe_format, overwrite=overwrite)
-        try:
-            records = Records(json_path, overwrite=overwrite)
-            watchers = open_watchers(**asked, quiet=quiet, overwrite=overwrite)
-        except BaseException:
-            place.release()
-            raise
+        records, watchers = _open_beside(place, json_path, asked, overwrite=overwrite)
         if pipe_format not in ("y4m", place.kind):
             console.warn(f"--pipe-format {pipe_format} has no effect on the file {place.name}")
         with records, watchers:
             _run(wishes, source, loading, place, signals, records, watchers)
+
+
+def _open_beside(
+    place: Output, json_path: str | None, asked: dict[str, Any], *, overwrite: bool
+) -> tuple[Records, Watchers]:
+    """Open what is written beside the video; the place of the video is given back if that fails."""
+    from streamdit_cli.records import Records
+    from streamdit_cli.watching import open_watchers
+
+    try:
+        return Records(json_path, overwrite=overwrite), open_watchers(**asked, overwrite=overwrite)
+    except BaseException:
+        place.release()
+        raise
 
 
 def check_wishes(wishes: Wishes) -> None:
