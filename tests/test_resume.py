@@ -7,6 +7,8 @@ import logging
 import re
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
@@ -222,6 +224,20 @@ def test_metrics_of_steps_that_are_made_again_are_dropped(trained: Path, tmp_pat
         file.write('{"step": 7, "loss": 1.0}\n{"step": 8, "lo')
     assert train(run)
     assert [line["step"] for line in metrics_of(run)] == list(range(1, STEPS + 1))
+    assert_same_training(run, trained)
+
+
+def test_files_in_the_making_of_a_dead_process_are_removed(trained: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert not train(run, ask=6 + 2 + 7)
+    (run / "latents" / "index.json").unlink()  # so that the cache is gone through once more
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    places = ("metrics.jsonl", "latents/latents-00000.safetensors", "latents/index.json")
+    for name in places:
+        (run / f"{name}.partial-{dead.pid}").write_bytes(b"half")
+    assert train(run)
+    assert not list(run.rglob("*.partial-*"))
     assert_same_training(run, trained)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from streamdit_model.autoencoder import TIME_FACTOR, Autoencoder
 from streamdit_model.captions import caption, paraphrase
 from streamdit_model.errors import WeightsError
 from streamdit_model.shapes import Clip, SwitchClip, draw_clip, render_batch, switch
+from streamdit_model.storage import remove_leftovers
 
 __all__ = [
     "ClipSet",
@@ -43,6 +45,7 @@ FORMAT = "streamdit-latents-1"
 SHARD_CLIPS = 256
 ENCODED_CLIPS = 8  # at once
 PARAPHRASES = 6  # ways to say each caption, beside the canonical one
+_CACHE_FILE = re.compile(r"autoencoder\.sha256|index\.json|latents-[0-9]+\.safetensors")
 RESERVED_SHARE = 10  # one caption of so many is kept for evaluation
 
 
@@ -179,10 +182,11 @@ def encode_shapes(
         WeightsError: the folder holds latents of another autoencoder.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder, _CACHE_FILE)
     name = fingerprint(autoencoder.state_dict())
     owner = folder / "autoencoder.sha256"
     if not owner.exists():
-        temporary = folder / f"autoencoder.sha256.{os.getpid()}"
+        temporary = folder / f"autoencoder.sha256.partial-{os.getpid()}"
         temporary.write_text(name, encoding="ascii")
         _put_in_place(temporary, owner)
     elif owner.read_text(encoding="ascii") != name:
@@ -198,7 +202,7 @@ def encode_shapes(
             _write_shard(path, latents, texts)
         on_progress(numbers.stop)
     index = {"format": FORMAT, "autoencoder": name, "shards": len(starts)}
-    temporary = folder / f"index.json.{os.getpid()}"
+    temporary = folder / f"index.json.partial-{os.getpid()}"
     temporary.write_text(json.dumps(index), encoding="utf-8")
     _put_in_place(temporary, folder / "index.json")
     return True
@@ -232,7 +236,7 @@ def _encoded(
 
 
 def _write_shard(path: Path, latents: Tensor, texts: Sequence[ClipText]) -> None:
-    temporary = path.with_name(f"{path.name}.{os.getpid()}")
+    temporary = path.with_name(f"{path.name}.partial-{os.getpid()}")
     metadata = {"texts": json.dumps([asdict(text) for text in texts])}
     save_file({"latents": latents}, temporary, metadata=metadata)
     _put_in_place(temporary, path)

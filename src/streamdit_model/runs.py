@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from streamdit_model.errors import ConfigError, WeightsError
 from streamdit_model.model_config import ModelConfig
 from streamdit_model.recipes import DataRecipe, DistillationRecipe, TrainingRecipe
 from streamdit_model.reconstruction import ReconstructionTask
+from streamdit_model.storage import remove_leftovers
 from streamdit_model.text import TextEncoder
 from streamdit_model.trainer import LoopConfig, Stage, Task, Trainer
 from streamdit_model.training import FlowTask, check_clip_length
@@ -238,7 +240,8 @@ def _open_run(folder: Path, recipe: dict[str, Any], resume: bool) -> None:
             )
         return
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"recipe.json.{os.getpid()}")
+    remove_leftovers(folder, re.compile(r"recipe\.json"))
+    temporary = path.with_name(f"recipe.json.partial-{os.getpid()}")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(path)
 

@@ -115,7 +115,7 @@ def remove_leftovers(folder: Path, name: re.Pattern[str]) -> None:
     """Clean up after processes that ended inside `new_folder`, and after earlier tries of this one.
 
     Args:
-        folder: where the finished folders lie.
+        folder: where the finished folders, or files, lie.
         name: what they are called; others are left alone.
     """
     for path in sorted(folder.iterdir(), reverse=True):  # NAME.replaced before NAME.partial
@@ -125,8 +125,10 @@ def remove_leftovers(folder: Path, name: re.Pattern[str]) -> None:
         target = path.with_name(found["name"])
         if found["kind"] == "replaced" and not target.exists():
             os.rename(path, target)
-        else:
+        elif path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

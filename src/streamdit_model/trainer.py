@@ -14,6 +14,7 @@ import json
 import logging
 import math
 import os
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ from streamdit_model.optimizers import (
     make_optimizers,
     optimizer_tensors,
 )
+from streamdit_model.storage import remove_leftovers
 
 __all__ = ["LoopConfig", "Stage", "Task", "Trainer", "learning_rate_share"]
 
@@ -365,10 +367,11 @@ class Trainer:
         path = self.folder / "metrics.jsonl"
         if not path.exists():
             return
+        remove_leftovers(self.folder, re.compile(r"metrics\.jsonl"))
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
         kept = [line for line in lines if _metrics_step(line) <= self.step]
         if kept != lines:
-            temporary = path.with_name(f"metrics.jsonl.{os.getpid()}")
+            temporary = path.with_name(f"metrics.jsonl.partial-{os.getpid()}")
             temporary.write_text("".join(kept), encoding="utf-8")
             temporary.replace(path)
 
