@@ -233,6 +233,7 @@ class Progress:
             without end.
         fps: frames in one second of the video.
         quiet: show nothing; times are measured all the same.
+        is_made: whether the video is being made, so that the wait for its first frame matters.
         clock: the time in seconds; tests pass their own.
     """
 
@@ -242,11 +243,13 @@ class Progress:
         fps: float,
         quiet: bool = False,
         *,
+        is_made: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._total = None if total_seconds in (None, float("inf")) else total_seconds
         self._fps = fps
         self._quiet = quiet or _settings["quiet"]
+        self._is_made = is_made
         self._clock = clock
         self._is_live = _is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb"
         self._started = clock()
@@ -326,7 +329,7 @@ class Progress:
         if end > start:
             rate = (end_frames - start_frames) / (end - start)
             parts += [f"{rate:.1f} FPS", f"{rate / self._fps:.2f}x realtime"]
-        if self.first_frame_seconds is not None:
+        if self._is_made and self.first_frame_seconds is not None:
             parts.append(f"first frame {self.first_frame_seconds:.2f} s")
         if step_ms is not None and _settings["verbose"]:
             parts.append(f"step {step_ms:.0f} ms")

@@ -103,7 +103,7 @@ def describe_health(
     fps = video.fps if video.fps > 0 else _UNKNOWN_FPS
     events = _prompt_events(video.record)
     chunk_frames = _chunk_frames(video.record)
-    health, progress = Health(fps), console.Progress(video.seconds, fps)
+    health, progress = Health(fps), console.Progress(video.seconds, fps, is_made=False)
     windows = []
     try:
         for number, frame in enumerate(read_video(path)):
