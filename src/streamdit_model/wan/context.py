@@ -31,6 +31,9 @@ class ContextSizes:
         chunk: frames of a chunk.
         sink: first frames of the stream, kept for ever; a multiple of the chunk, at least one.
         span: frames that one pass may see, its own included; a multiple of the chunk.
+        held: frames in memory, the sink included, a multiple of the chunk; None is all that a pass
+            can see. Fewer save memory: the window sees the same as long as its working frames are
+            held, a clean pass sees less of the past than the models were trained with.
 
     Raises:
         ConfigError: a number out of range.
@@ -41,6 +44,7 @@ class ContextSizes:
     chunk: int = 3
     sink: int = 3
     span: int = 21
+    held: int | None = None
 
     def __post_init__(self) -> None:
         if self.chunk < 1 or self.sink < 1 or self.sink % self.chunk or self.span % self.chunk:
@@ -53,6 +57,14 @@ class ContextSizes:
                 f"context span {self.span} leaves no room beside the sink {self.sink}; it must be "
                 f"at least {self.sink + 2 * self.chunk}"
             )
+        most = self.sink + self.span - self.chunk
+        if self.held is not None and (
+            self.held % self.chunk or not self.sink + self.chunk <= self.held <= most
+        ):
+            raise ConfigError(
+                f"context of {self.held} latent frames must be a multiple of {self.chunk} from "
+                f"{self.sink + self.chunk} to {most}"
+            )
 
     @property
     def sink_chunks(self) -> int:
@@ -62,6 +74,8 @@ class ContextSizes:
     @property
     def last_chunks(self) -> int:
         """Chunks before its own that a clean pass sees, and so the last ones that are held."""
+        if self.held is not None:
+            return (self.held - self.sink) // self.chunk
         return self.span // self.chunk - 1
 
     @property
@@ -154,7 +168,8 @@ class ContextRing:
         """
         room = (self.sizes.span - num_frames) // self.sizes.chunk - self.sizes.sink_chunks
         sink = range(min(self.sizes.sink_chunks, self.num_chunks))
-        working = range(max(self.num_chunks - max(room, 0), len(sink)), self.num_chunks)
+        room = min(max(room, 0), self.sizes.last_chunks)
+        working = range(max(self.num_chunks - room, len(sink)), self.num_chunks)
         return self._view([*sink, *working])
 
     def for_clean_pass(self) -> ContextView | None:

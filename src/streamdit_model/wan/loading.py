@@ -27,16 +27,25 @@ from streamdit_model.wan.text_weights import num_parameters
 from streamdit_model.wan.tiny import TinyAutoencoder, TinyAutoencoderConfig
 from streamdit_model.wan.transformer import WanTransformer
 from streamdit_model.wan.vae import WanAutoencoder
+from streamdit_model.wan.vae_config import WanAutoencoderConfig
 from streamdit_model.wan.vae_keys import translated
 from streamdit_model.weights import WithoutDraws
 
 _Module = TypeVar("_Module", bound=nn.Module)
 
-__all__ = ["WanFiles", "load_wan", "merge_lora_files", "random_wan"]
+__all__ = [
+    "TEXT_DTYPE",
+    "WanFiles",
+    "build_autoencoder",
+    "load_wan",
+    "merge_lora_files",
+    "on_meta",
+    "random_wan",
+]
 
 DTYPES = (torch.bfloat16, torch.float32)
 RANDOM_SEED = 0
-_TEXT_DTYPE = torch.bfloat16
+TEXT_DTYPE = torch.bfloat16
 _ROOM = 2 * 2**30  # bytes beside the text encoder's weights, where it computes
 
 
@@ -88,7 +97,7 @@ def load_wan(
         text.encode([prompt])
     transformer = fill_module(
         "transformer",
-        _on_meta(lambda: WanTransformer(config.transformer)),
+        on_meta(lambda: WanTransformer(config.transformer)),
         files.transformer,
         lambda keys: {ours: key for key, ours in find_layout(keys, config.transformer).items()},
         dtype,
@@ -107,8 +116,8 @@ def random_wan(config: WanModelConfig, *, device: torch.device, dtype: torch.dty
     """
     _check_dtype(dtype)
     generator = torch.Generator(device).manual_seed(RANDOM_SEED)
-    transformer = _on_meta(lambda: WanTransformer(config.transformer))
-    autoencoder = _on_meta(lambda: _autoencoder(config))
+    transformer = on_meta(lambda: WanTransformer(config.transformer))
+    autoencoder = on_meta(lambda: build_autoencoder(config.autoencoder))
     for module in (transformer, autoencoder):
         module.to(dtype).to_empty(device=device).eval().requires_grad_(False)
     transformer.init_weights(generator)
@@ -151,13 +160,13 @@ def _prompts(
     identity = EncoderIdentity(
         file_hashes=files.text_hashes,
         config=config.text,
-        dtype=_TEXT_DTYPE,
+        dtype=TEXT_DTYPE,
         device_type=place.type,
     )
 
     def make() -> WanTextEncoder:
         return load_text_encoder(
-            files.text_encoder, files.tokenizer, config.text, _TEXT_DTYPE, place
+            files.text_encoder, files.tokenizer, config.text, TEXT_DTYPE, place
         )
 
     cache = TextCache(
@@ -175,21 +184,24 @@ def _text_device(config: WanModelConfig, device: torch.device) -> torch.device:
     """Return where the text encoder runs: on the device if it fits there by itself."""
     if device.type != "cuda":
         return torch.device("cpu")
-    needed = num_parameters(config.text) * _TEXT_DTYPE.itemsize + _ROOM
+    needed = num_parameters(config.text) * TEXT_DTYPE.itemsize + _ROOM
     whole = torch.cuda.get_device_properties(device).total_memory
     return device if needed <= whole else torch.device("cpu")
 
 
-def _autoencoder(config: WanModelConfig) -> WanAutoencoder | TinyAutoencoder:
-    if isinstance(config.autoencoder, TinyAutoencoderConfig):
-        return TinyAutoencoder(config.autoencoder)
-    return WanAutoencoder(config.autoencoder)
+def build_autoencoder(
+    config: WanAutoencoderConfig | TinyAutoencoderConfig,
+) -> WanAutoencoder | TinyAutoencoder:
+    """Build the autoencoder of a configuration, full or small."""
+    if isinstance(config, TinyAutoencoderConfig):
+        return TinyAutoencoder(config)
+    return WanAutoencoder(config)
 
 
 def _decoder(
     config: WanModelConfig, files: WanFiles, dtype: torch.dtype, device: torch.device
 ) -> WanAutoencoder | TinyAutoencoder:
-    module = _on_meta(lambda: _autoencoder(config))
+    module = on_meta(lambda: build_autoencoder(config.autoencoder))
     if isinstance(module, TinyAutoencoder):
         names = module.check_keys
         return fill_module("small decoder", module, files.autoencoder, names, dtype, device)
@@ -204,7 +216,7 @@ def _decoder(
     )
 
 
-def _on_meta(build: Callable[[], _Module]) -> _Module:
+def on_meta(build: Callable[[], _Module]) -> _Module:
     """Build a module without memory and without draws."""
     with torch.device("meta"), WithoutDraws():
         return build()

@@ -10,7 +10,8 @@ positions in `rotary.py`, what is remembered of past frames in `context.py`.
 Reference: open-weights.md 2.2, 3 and 4.1.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol, cast
 
 import torch
@@ -27,10 +28,10 @@ from streamdit_model.wan.blocks import (
     LayerContext,
     LayerWindows,
     WanBlock,
-    WanCrossAttention,
     layer_norm,
 )
 from streamdit_model.wan.config import WanConfig
+from streamdit_model.wan.offload import TravellingBlocks
 from streamdit_model.wan.rotary import Rotation, rotation
 from streamdit_model.window_attention import key_masks, plan_windows
 
@@ -109,6 +110,7 @@ class WanTransformer(nn.Module):
         super().__init__()
         self.config = config
         self.checkpoint_blocks = checkpoint_blocks
+        self._travelling: TravellingBlocks | None = None
         width = config.width
         self.patch_embedding = PatchEmbedding(config.latent_channels, width, config.patch)
         self.time_embedding = nn.Sequential(
@@ -159,6 +161,16 @@ class WanTransformer(nn.Module):
                 nn.init.normal_(module.table, std=self.config.width**-0.5, generator=generator)
         nn.init.normal_(self.head_table, std=self.config.width**-0.5, generator=generator)
 
+    def offload_blocks(self, device: torch.device) -> None:
+        """Let the blocks rest in CPU memory and come to the device in turn, the rest stay there.
+
+        For a network without gradients; moving it afterwards is not provided for.
+        """
+        self._travelling = TravellingBlocks(self.blocks, device)
+        for name, parameter in self.named_parameters():
+            if not name.startswith("blocks."):
+                parameter.data = parameter.data.to(device)
+
     def text_keys(self, condition: TextCondition) -> TextKeys:
         """Compute keys and values of every block, once per prompt.
 
@@ -186,7 +198,8 @@ class WanTransformer(nn.Module):
         tokens = tokens * condition.mask[:, :length, None]
         tokens = F.pad(tokens, (0, 0, 0, length - tokens.shape[1]))
         tokens = self.text_embedding(tokens.to(self.modulation.weight.dtype))
-        pairs = [attention.keys_values(tokens) for attention in self._cross_attentions()]
+        with self._blocks_in_turn() as blocks:
+            pairs = [cast(WanBlock, block).cross_attention.keys_values(tokens) for block in blocks]
         return TextKeys(tuple(key for key, _ in pairs), tuple(value for _, value in pairs), None)
 
     def forward(
@@ -265,12 +278,13 @@ class WanTransformer(nn.Module):
         if present is not None and windows[0] is None:
             mask = _key_mask(present, past, x.shape[2])
         texts = text.per_block()
-        for number, block in enumerate(self.blocks):
-            layer = None
-            if context is not None and past is not None:
-                layer = LayerContext(*context.read(number), past)
-            rest = (layer, mask, _at(keep, number), windows[number % 2])
-            x = self._run(block, x, modulation, turn, texts[number], *rest)
+        with self._blocks_in_turn() as blocks:
+            for number, block in enumerate(blocks):
+                layer = None
+                if context is not None and past is not None:
+                    layer = LayerContext(*context.read(number), past)
+                rest = (layer, mask, _at(keep, number), windows[number % 2])
+                x = self._run(block, x, modulation, turn, texts[number], *rest)
         shift, scale = (time.unsqueeze(2) + self.head_table).unsqueeze(3).unbind(2)
         values = self.head(modulate(layer_norm(x), shift, scale))  # (b, f, s, patch * channels)
         return self._unpatch(values, tokens).to(latents.dtype)
@@ -298,8 +312,8 @@ class WanTransformer(nn.Module):
                 f"{tuple(timestep.shape)}; each frame has a position, and a time or the one of all"
             )
 
-    def _cross_attentions(self) -> list[WanCrossAttention]:
-        return [cast(WanBlock, block).cross_attention for block in self.blocks]
+    def _blocks_in_turn(self) -> AbstractContextManager[Iterable[nn.Module]]:
+        return nullcontext(self.blocks) if self._travelling is None else self._travelling.in_turn()
 
     def _fps_modulation(self, fps: int) -> Tensor:
         """Return what the frame rate adds to the modulation, (6, width)."""

@@ -243,7 +243,7 @@ class WanAutoencoder(nn.Module):
         """
         parts = []
         for latent in latents.split(1, dim=2):
-            video, state = self._decode(latent, state)
+            video, state = self._decode(latent, state, is_spare=bool(parts))
             parts.append(video)
         assert state is not None
         return torch.cat(parts, dim=2), state
@@ -257,8 +257,11 @@ class WanAutoencoder(nn.Module):
         shift, scale = self._statistics(mean)
         return (mean - shift) / scale, memory.kept
 
-    def _decode(self, latents: Tensor, state: State | None) -> tuple[Tensor, State]:
-        memory = Memory(state)
+    def _decode(
+        self, latents: Tensor, state: State | None, *, is_spare: bool = False
+    ) -> tuple[Tensor, State]:
+        """Decode; a spare state is one that nobody else has, and is used up on the way."""
+        memory = Memory(state, is_spare=is_spare)
         shift, scale = self._statistics(latents)
         pixels = self.decoder(self.from_latents(latents * scale + shift), memory)
         return (_unfolded(pixels, self.config.pixel_patch) + 1) / 2, memory.kept

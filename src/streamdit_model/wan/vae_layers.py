@@ -39,16 +39,20 @@ class Memory:
 
     Args:
         past: what was kept by the last call; None at the start of a stream.
+        is_spare: every part of the past is given back as soon as it was read, so that past and
+            present are not in memory together; nobody else may have it.
     """
 
-    def __init__(self, past: State | None) -> None:
+    def __init__(self, past: State | None, *, is_spare: bool = False) -> None:
         self.past = past
+        self._is_spare = is_spare
         self.kept: State = {}
 
     def before(self, layer: Remembering, x_bcfhw: Tensor, frames: int) -> Tensor:
         """Return the frames before the first one of x, zeros at the start of a stream."""
         if self.past is not None:
-            return self.past[layer.memory_name]
+            name = layer.memory_name
+            return self.past.pop(name) if self._is_spare else self.past[name]
         batch, channels, _, height, width = x_bcfhw.shape
         return x_bcfhw.new_zeros(batch, channels, frames, height, width)
 
