@@ -18,8 +18,9 @@ from streamdit_model.errors import ConfigError
 from streamdit_model.wan.files import fill_module
 from streamdit_model.wan.keys import LAYOUTS, find_layout, key_map
 from streamdit_model.wan.lora import layer_map, merge_loras, read_lora
-from streamdit_model.wan.model import Prompts, WanModel
+from streamdit_model.wan.model import WanModel
 from streamdit_model.wan.model_config import WanModelConfig
+from streamdit_model.wan.offload import Offload
 from streamdit_model.wan.prompts import EncodedPrompts, RandomPrompts
 from streamdit_model.wan.text import WanTextEncoder, load_text_encoder
 from streamdit_model.wan.text_cache import EncoderIdentity, TextCache
@@ -75,9 +76,13 @@ def load_wan(
     prompts: Sequence[str],
     device: torch.device,
     dtype: torch.dtype,
+    offload: Offload = "text",
+    text_device: torch.device | None = None,
     on_problem: Callable[[str], None] = lambda line: None,
 ) -> WanModel:
     """Load a model, strictly: names, shapes, dtypes and finiteness.
+
+    Every tensor goes from its file to where it stays by itself.
 
     Args:
         config: what the files must hold.
@@ -85,6 +90,9 @@ def load_wan(
         prompts: encoded before the network is loaded; "" is the null prompt of guidance.
         device: where the networks go.
         dtype: of their parameters, bfloat16 or float32.
+        offload: what does not stay on the device, see `Offload`; on a CPU "cpu" is "text".
+        text_device: where the text encoder runs; None is the device, if it fits there by itself.
+            A prompt that comes later is encoded on the CPU where it does not fit beside the rest.
         on_problem: called with one line when an encoded prompt cannot be kept on the disk.
 
     Raises:
@@ -92,36 +100,59 @@ def load_wan(
         ConfigError: another dtype, or the package of the text encoder is not installed.
     """
     _check_dtype(dtype)
-    text = _prompts(config, files, device, on_problem)
+    place = text_device or _text_device(config, device)
+    after = "keep" if offload == "none" else "free"
+    text = EncodedPrompts(_text_cache(config, files, place, device, after, on_problem))
     for prompt in prompts:
         text.encode([prompt])
+    rests = offload == "cpu" and device.type != "cpu"
     transformer = fill_module(
         "transformer",
         on_meta(lambda: WanTransformer(config.transformer)),
         files.transformer,
         lambda keys: {ours: key for key, ours in find_layout(keys, config.transformer).items()},
         dtype,
-        device,
+        torch.device("cpu") if rests else device,
     )
-    return WanModel(
-        config, transformer, _decoder(config, files, dtype, device), text, device, dtype
-    )
+    if rests:
+        transformer.offload_blocks(device)
+    decoder = _decoder(config, files, dtype, device)
+    if offload != "none" and place.type == "cuda" and not _has_room(config, device):
+        cpu = torch.device("cpu")
+        text.use(_text_cache(config, files, cpu, device, after, on_problem))
+    return WanModel(config, transformer, decoder, text, device, dtype)
 
 
-def random_wan(config: WanModelConfig, *, device: torch.device, dtype: torch.dtype) -> WanModel:
+def random_wan(
+    config: WanModelConfig,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    offload: Offload = "text",
+) -> WanModel:
     """Return a model of random weights, always the same ones: for trying out size and speed.
+
+    Args:
+        config: what it is.
+        device, dtype: of the networks.
+        offload: as in `load_wan`; there is no text encoder. Its numbers are those of a CPU where
+            the blocks rest there.
 
     Raises:
         ConfigError: another dtype.
     """
     _check_dtype(dtype)
-    generator = torch.Generator(device).manual_seed(RANDOM_SEED)
+    rests = offload == "cpu" and device.type != "cpu"
+    place = torch.device("cpu") if rests else device
     transformer = on_meta(lambda: WanTransformer(config.transformer))
     autoencoder = on_meta(lambda: build_autoencoder(config.autoencoder))
-    for module in (transformer, autoencoder):
-        module.to(dtype).to_empty(device=device).eval().requires_grad_(False)
+    for module, where in ((transformer, place), (autoencoder, device)):
+        module.to(dtype).to_empty(device=where).eval().requires_grad_(False)
+    generator = _generator(place)
     transformer.init_weights(generator)
-    _draw(autoencoder, generator)
+    _draw(autoencoder, generator if place == device else _generator(device))
+    if rests:
+        transformer.offload_blocks(device)
     text = RandomPrompts(config.text, device, dtype)
     return WanModel(config, transformer, autoencoder, text, device, dtype)
 
@@ -149,14 +180,15 @@ def merge_lora_files(model: WanModel, loras: Sequence[tuple[Path, float]]) -> No
     merge_loras(dict(model.transformer.named_parameters()), read)
 
 
-def _prompts(
+def _text_cache(
     config: WanModelConfig,
     files: WanFiles,
+    place: torch.device,
     device: torch.device,
+    after: str,
     on_problem: Callable[[str], None],
-) -> Prompts:
-    """Return what encodes prompts, with nothing loaded yet."""
-    place = _text_device(config, device)
+) -> TextCache:
+    """Return what encodes prompts at a place, with nothing loaded yet."""
     identity = EncoderIdentity(
         file_hashes=files.text_hashes,
         config=config.text,
@@ -169,15 +201,7 @@ def _prompts(
             files.text_encoder, files.tokenizer, config.text, TEXT_DTYPE, place
         )
 
-    cache = TextCache(
-        files.text_folder,
-        identity,
-        device,
-        make,
-        after="free",
-        on_problem=on_problem,
-    )
-    return EncodedPrompts(cache)
+    return TextCache(files.text_folder, identity, device, make, after=after, on_problem=on_problem)
 
 
 def _text_device(config: WanModelConfig, device: torch.device) -> torch.device:
@@ -187,6 +211,16 @@ def _text_device(config: WanModelConfig, device: torch.device) -> torch.device:
     needed = num_parameters(config.text) * TEXT_DTYPE.itemsize + _ROOM
     whole = torch.cuda.get_device_properties(device).total_memory
     return device if needed <= whole else torch.device("cpu")
+
+
+def _has_room(config: WanModelConfig, device: torch.device) -> bool:
+    """Whether a text encoder fits on a GPU beside the loaded networks and what they will make."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return 2 * num_parameters(config.text) * TEXT_DTYPE.itemsize <= free
+
+
+def _generator(device: torch.device) -> torch.Generator:
+    return torch.Generator(device).manual_seed(RANDOM_SEED)
 
 
 def build_autoencoder(

@@ -8,7 +8,7 @@ context, width d, e bytes a value and f = 4 / e, one block holds at most, in uni
     MLP        3 + 2 (MLP width) / d + 2k/q
 
 beside rotations, modulations and one copy of the text keys. The largest of the two and of noisy
-and clean passes counts. Guidance makes its calls one after the other, so it adds its text keys only.
+and clean passes counts. Guidance calls twice, one after the other: it adds its text keys only.
 
 A decoder works on u, the four frames of its finest channels: the full one on 3 + 2f of them (one
 more with straight ways), the small one on 2. Between calls it remembers exact amounts. A stream
@@ -26,7 +26,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Literal
 
 import torch
 from torch import nn
@@ -36,6 +35,7 @@ from streamdit_model.blocks import MODULATIONS
 from streamdit_model.wan.config import WanConfig
 from streamdit_model.wan.loading import TEXT_DTYPE, build_autoencoder, on_meta
 from streamdit_model.wan.model_config import WanModelConfig
+from streamdit_model.wan.offload import Offload
 from streamdit_model.wan.text_weights import WanTextConfig, num_parameters
 from streamdit_model.wan.tiny import BLOCKS, DECODER_SPLITS, TinyAutoencoderConfig
 from streamdit_model.wan.transformer import WanTransformer
@@ -44,17 +44,12 @@ from streamdit_model.wan.vae_config import WanAutoencoderConfig
 __all__ = [
     "GIGA",
     "MemoryEstimate",
-    "Offload",
     "decoder_state_bytes",
     "decoder_work_bytes",
     "estimate_memory",
     "network_work_bytes",
     "text_work_bytes",
 ]
-
-Offload = Literal["none", "text", "cpu"]
-"""none: all stays on the device. text: the text encoder leaves it before the network comes.
-cpu: besides, the network's blocks rest in CPU memory and come one after another."""
 
 GIGA = 10**9
 RESERVE = 800_000_000

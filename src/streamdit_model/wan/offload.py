@@ -12,11 +12,16 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["TravellingBlocks"]
+__all__ = ["Offload", "TravellingBlocks"]
+
+Offload = Literal["none", "text", "cpu"]
+"""none: all stays on the device. text: the text encoder leaves it before the network comes.
+cpu: besides, the network's blocks rest in CPU memory and come one after another."""
 
 _PLACES = 2
 
@@ -53,7 +58,7 @@ class TravellingBlocks:
 
     @contextmanager
     def in_turn(self) -> Iterator[Iterator[nn.Module]]:
-        """Give the blocks in order, each with its weights on the device until the next is asked for.
+        """Give the blocks in order, each on the device until the next one is asked for.
 
         One thread walks at a time; another one waits.
         """

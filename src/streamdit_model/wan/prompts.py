@@ -30,7 +30,13 @@ class EncodedPrompts:
 
     def __init__(self, encoder: PromptEncoder) -> None:
         self._lock = threading.Lock()
-        self._conditions = PromptCache(encoder)
+        self.encoder = encoder
+        self._conditions = PromptCache(_Current(self))
+
+    def use(self, encoder: PromptEncoder) -> None:
+        """Let another encoder read the prompts that come from now on."""
+        with self._lock:
+            self.encoder = encoder
 
     def prompt_bytes(self, prompt: str) -> bytes:
         """Return the prompt as it is read.
@@ -52,6 +58,16 @@ class EncodedPrompts:
     def truncated(self, prompt: str) -> bool:
         """Say whether a prompt fills all rows that the encoder has, so that it may be cut."""
         return bool(self.encode([prompt]).mask.all())
+
+
+class _Current:
+    """The encoder that reads new prompts now."""
+
+    def __init__(self, prompts: EncodedPrompts) -> None:
+        self._prompts = prompts
+
+    def encode(self, prompts: Sequence[str]) -> TextCondition:
+        return self._prompts.encoder.encode(prompts)
 
 
 class RandomPrompts:
