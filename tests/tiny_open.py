@@ -70,7 +70,7 @@ width = 32
 height = 32
 decoder = "full"
 offload = "text"
-context_frames = 12
+context_frames = {context}
 estimate = 1.0
 """
 
@@ -81,7 +81,8 @@ def open_preset_text(name: str, sources: list[dict[str, Any]], sampler: str) -> 
     head = text[: text.index("[network]")]
     head = head.replace("width = 832", "width = 32").replace("height = 480", "height = 32")
     network = NETWORK.format(fps="true" if sampler == "guided" else "false")
-    return f"{head}{network}[sampler]\n{SAMPLERS[sampler]}{PROFILE}"
+    profile = PROFILE.format(context=0 if sampler == "guided" else 21)
+    return f"{head}{network}[sampler]\n{SAMPLERS[sampler]}{profile}"
 
 
 def written_preset(

@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import secrets
 
+from streamdit_cli.open_options import (
+    DecoderOption,
+    LoraOption,
+    OffloadOption,
+    RandomWeightsOption,
+    VramOption,
+)
 from streamdit_cli.options import (
     ContactSheetOption,
-    DecoderOption,
     DeviceOption,
     DtypeOption,
     GuidanceOption,
     HealthOption,
     JsonOption,
-    LoraOption,
     ModelOption,
     NumFramesOption,
     OutputOption,
@@ -24,7 +29,6 @@ from streamdit_cli.options import (
     PreviewOption,
     PromptOption,
     QuietOption,
-    RandomWeightsOption,
     SecondsOption,
     SeedOption,
     ThreadsOption,
@@ -68,6 +72,8 @@ def generate(
     decoder: DecoderOption = None,
     lora: LoraOption = None,
     random_weights: RandomWeightsOption = False,
+    vram: VramOption = None,
+    offload: OffloadOption = None,
     seed: SeedOption = None,
     start: StartOption = None,
     guidance_scale: GuidanceOption = None,
@@ -104,7 +110,16 @@ def generate(
         guidance_scale=guidance_scale,
     )
     check_wishes(wishes)
-    source = find_source(model, decoder=decoder, loras=lora or (), random_weights=random_weights)
+    source = find_source(
+        model,
+        decoder=decoder,
+        loras=lora or (),
+        random_weights=random_weights,
+        vram=vram,
+        offload=offload,
+        device=device,
+        dtype=dtype,
+    )
     target = Target(
         name=output or free_name(wishes.prompts[0] if wishes.prompts else ""),
         codec=codec,

@@ -124,6 +124,7 @@ def make(
     signals: Signals,
     records: Records,
     watchers: Watchers | None = None,
+    memory_hint: str = MEMORY_HINT,
 ) -> None:
     """Write a stream to its end or to a signal, and end the video.
 
@@ -136,6 +137,7 @@ def make(
         signals: the first one ends the video after this chunk, the second one at once, though the
             stream still waits for the network call that is running.
         records, watchers: for programs; what looks at the frames too.
+        memory_hint: what needs less memory, for the message when it runs out.
 
     Raises:
         Stopped: a signal came; the video is complete up to there.
@@ -163,7 +165,7 @@ def make(
             raise Stopped(signals.received, "")
     except BaseException as error:
         _end_early(writer, error)
-        told = explained(error, writer.kept)
+        told = explained(error, writer.kept, memory_hint)
         ended = signals.name or type(told).__name__
         if told is error:
             raise
@@ -187,12 +189,13 @@ def _end_early(writer: Writer, error: BaseException) -> None:
         writer.abort()
 
 
-def explained(error: BaseException, kept: str) -> BaseException:
+def explained(error: BaseException, kept: str, memory_hint: str = MEMORY_HINT) -> BaseException:
     """Return the error in the words of the command line: with what was kept, and a way out.
 
     Args:
         error: that ended a video.
         kept: what there is of the video, e.g. "1.5 s are kept in out.mp4"; empty for nothing.
+        memory_hint: what needs less memory.
     """
     from streamdit_model.errors import DeviceError, NumericsError
 
@@ -202,7 +205,7 @@ def explained(error: BaseException, kept: str) -> BaseException:
     if isinstance(error, DeviceError):
         return DeviceError(f"{error}{rest}", error.hint)
     if _is_out_of_memory(error):
-        return DeviceError(f"out of memory{_peak()}{rest}", MEMORY_HINT)
+        return DeviceError(f"out of memory{_peak()}{rest}", memory_hint)
     return error
 
 

@@ -23,6 +23,13 @@ class FolderModel:
     folder: Path
 
     @property
+    def memory_hint(self) -> str:
+        """What to type when memory ran out."""
+        from streamdit_cli.making import MEMORY_HINT
+
+        return MEMORY_HINT
+
+    @property
     def metadata(self) -> dict[str, str]:
         """What a video says about the weights, beside the name of the model."""
         return {}
@@ -64,6 +71,10 @@ def find_source(
     decoder: str | None = None,
     loras: Sequence[str] = (),
     random_weights: bool = False,
+    vram: float | None = None,
+    offload: str | None = None,
+    device: str | None = None,
+    dtype: str | None = None,
 ) -> FolderModel | OpenModel:
     """Find the model of a name; files of open weights are looked at, nothing is loaded.
 
@@ -72,6 +83,8 @@ def find_source(
         decoder: "small" or "full", for open weights.
         loras: `PATH[:SCALE]`, for open weights.
         random_weights: take open weights' sizes only.
+        vram, offload: GB of memory, and what leaves the device, for open weights.
+        device, dtype: as in `making.load_model`; open weights are planned for them.
 
     Raises:
         UsageError: no such model, one that makes no video, or options that it does not have.
@@ -84,9 +97,19 @@ def find_source(
     preset = open_preset(name)
     if preset is not None:
         files = () if random_weights else find_files(preset)
-        return OpenModel(preset=preset, files=files, decoder=decoder, loras=loras)
+        return OpenModel(
+            preset=preset,
+            files=files,
+            decoder=decoder,
+            loras=loras,
+            vram=vram,
+            offload=offload,
+            device=device,
+            dtype=dtype,
+        )
     folder, _ = find_model(name)
     given = {"--decoder": decoder, "--lora": loras, "--random-weights": random_weights}
+    given |= {"--vram": vram, "--offload": offload}
     for option, value in given.items():
         if value:
             raise UsageError(

@@ -1,7 +1,4 @@
-"""Open weights as a model to generate with: from a preset to a configuration, from files to it.
-
-What a preset says of a network must be what the network here computes; a difference is refused.
-"""
+"""Open weights as a model to generate with: what fits is planned, files are found and loaded."""
 
 from __future__ import annotations
 
@@ -12,23 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from streamdit_cli.cache import RemoteFile, cache_folder, parts_of
 from streamdit_cli.errors import MissingWeights, UsageError
+from streamdit_cli.memory_plan import Asked, MemoryPlan, look_around, plan_memory
+from streamdit_cli.open_config import open_config
 
 if TYPE_CHECKING:
-    from streamdit_model.partition import Partition
-    from streamdit_model.wan.config import WanConfig
-    from streamdit_model.wan.context import ContextSizes
     from streamdit_model.wan.loading import WanFiles
     from streamdit_model.wan.model import WanModel
     from streamdit_model.wan.model_config import WanModelConfig
-    from streamdit_model.wan.text_weights import WanTextConfig
-    from streamdit_model.wan.tiny import TinyAutoencoderConfig
-    from streamdit_model.wan.vae_config import WanAutoencoderConfig
 
 __all__ = ["OpenModel", "open_config"]
-
-THETA, EPSILON = 10_000.0, 1e-6  # of the networks in streamdit_model.wan
-TIMESTEPS = 1000.0
-_CLOSE = 1e-3  # of a timestep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,24 +27,30 @@ class OpenModel:
     Args:
         preset: of open weights that generate.
         files: all of them, verified; none where the weights are random.
-        decoder: "small" or "full"; None is the preset's own.
+        decoder: "small" or "full"; None is that of the profile.
         loras: `PATH[:SCALE]`, to be merged into the network.
+        vram: GB of memory to use at most; None is what is free.
+        offload: "none", "text" or "cpu"; None is that of the profile.
+        device, dtype: as in `making.load_model`, for a plan before anything is loaded.
     """
 
     preset: dict[str, Any]
     files: Sequence[RemoteFile] = ()
     decoder: str | None = None
     loras: Sequence[str] = field(default=())
-
-    @property
-    def decoder_used(self) -> str:
-        """Which decoder makes the frames: that of the preset's largest profile, if not asked."""
-        return self.decoder or self.preset["profiles"][-1]["decoder"]
+    vram: float | None = None
+    offload: str | None = None
+    device: str | None = None
+    dtype: str | None = None
+    _plans: list[MemoryPlan] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @property
     def metadata(self) -> dict[str, str]:
         """What a video says about the weights."""
-        said = {"decoder": self.decoder_used}
+        plan = self._plans[-1] if self._plans else self.plan()
+        said = {"decoder": plan.decoder}
+        if plan.is_context_shorter:
+            said["context"] = f"{plan.profile['context_frames']} latent frames"
         if self.loras:
             said["lora"] = " | ".join(self.loras)
         if not self.files:
@@ -63,19 +58,53 @@ class OpenModel:
         network = next(file for file in self.files if file.part == "transformer")
         return {"weights": f"{network.repo}@{network.revision}", **said}
 
+    @property
+    def memory_hint(self) -> str:
+        """What to type when memory ran out in spite of the plan."""
+        from streamdit_cli.making import MEMORY_HINT
+
+        return self._plans[-1].hint if self._plans else MEMORY_HINT
+
+    def plan(
+        self,
+        *,
+        size: tuple[int, int] | None = None,
+        num_prompts: int = 1,
+        device: str | None = None,
+        dtype: str | None = None,
+    ) -> MemoryPlan:
+        """Choose a profile, put in it what was asked for, and estimate its memory.
+
+        Args:
+            size: (width, height) in pixels; None is that of the profile.
+            num_prompts: that are read, the null text of guidance included.
+            device, dtype: None is that of the model.
+
+        Raises:
+            DeviceError: there is no such device.
+            ConfigError: a size that the network does not take.
+        """
+        where = look_around(device or self.device, dtype or self.dtype, self.vram)
+        asked = Asked(size=size, decoder=self.decoder, offload=self.offload, vram=self.vram)
+        has_text = bool(self.files)
+        plan = plan_memory(self.preset, where, asked, num_prompts=num_prompts, has_text=has_text)
+        self._plans[:] = [plan]
+        return plan
+
     def read_config(
         self, *, size: tuple[int, int] | None = None, start: str | None = None
     ) -> WanModelConfig:
         """Return the configuration, with everything checked that needs no weights.
 
         Args:
-            size: (width, height) in pixels; None is the preset's own.
+            size: (width, height) in pixels; None is that of the profile.
             start: that was asked for.
 
         Raises:
             UsageError: a start or a LoRA that cannot be.
             ConfigError: a size that the network does not take.
             MissingWeights: a LoRA file that is not there.
+            DeviceError: there is no such device.
         """
         if start not in (None, "ramp"):
             raise UsageError(
@@ -86,7 +115,7 @@ class OpenModel:
         for path, _ in self._parsed_loras():
             if not path.is_file():
                 raise MissingWeights(f"--lora {path} is not a file")
-        return open_config(self.preset, size=size, decoder=self.decoder_used)
+        return self.plan(size=size).config
 
     def load(
         self,
@@ -97,7 +126,7 @@ class OpenModel:
         dtype: str | None,
         threads: int | None,
     ) -> WanModel:
-        """Load the weights, or draw them.
+        """Load the weights, or draw them, after saying how much memory they need.
 
         Args:
             prompts: to be encoded before the network is loaded.
@@ -107,26 +136,30 @@ class OpenModel:
         Raises:
             WeightsError: a file does not fit.
             ConfigError: the text encoder's package is not installed.
-            DeviceError: there is no such device.
+            DeviceError: there is no such device, or not enough memory on it.
         """
         from streamdit_cli import console
         from streamdit_cli.making import where_and_how
         from streamdit_model.wan.loading import load_wan, merge_lora_files, random_wan
 
-        config = self.read_config(size=size)
+        plan = self.plan(size=size, num_prompts=max(1, len(prompts)), device=device, dtype=dtype)
+        plan.say()
+        plan.require_room()
         place, number_type = where_and_how(device=device, dtype=dtype, threads=threads)
         if self.files:
             model = load_wan(
-                config,
-                self._located(),
+                plan.config,
+                self._located(plan.decoder),
                 prompts=prompts,
                 device=place,
                 dtype=number_type,
+                offload=plan.offload,
+                text_device=plan.text_device,
                 on_problem=console.warn,
             )
         else:
-            console.warn(f"{config.name} runs on random weights: the video shows nothing")
-            model = random_wan(config, device=place, dtype=number_type)
+            console.warn(f"{plan.config.name} runs on random weights: the video shows nothing")
+            model = random_wan(plan.config, device=place, dtype=number_type, offload=plan.offload)
         merge_lora_files(model, self._parsed_loras())
         return model
 
@@ -137,11 +170,11 @@ class OpenModel:
 
         return [parse_lora(text) for text in self.loras]
 
-    def _located(self) -> WanFiles:
+    def _located(self, decoder_used: str) -> WanFiles:
         """Return where the files of each part lie."""
         from streamdit_model.wan.loading import WanFiles
 
-        decoder = "small_decoder" if self.decoder_used == "small" else "autoencoder"
+        decoder = "small_decoder" if decoder_used == "small" else "autoencoder"
         parts = parts_of(self.files)
         for part in ("transformer", decoder, "text_encoder", "tokenizer"):
             if part not in parts:
@@ -155,149 +188,3 @@ class OpenModel:
             text_hashes=tuple(file.sha256 for file in text),
             text_folder=cache_folder().parent / "streamdit" / "prompts",
         )
-
-
-def open_config(
-    preset: dict[str, Any], *, size: tuple[int, int] | None = None, decoder: str = "full"
-) -> WanModelConfig:
-    """Return the configuration of a preset of open weights.
-
-    Args:
-        preset: that generates.
-        size: (width, height) in pixels; None is the preset's own.
-        decoder: "small" or "full".
-
-    Raises:
-        UsageError: the preset says something that the networks here do not do.
-        ConfigError: a size that the network does not take.
-    """
-    from streamdit_model.wan.model_config import WanModelConfig
-
-    video, sampler = preset["video"], preset["sampler"]
-    width, height = size or (video["width"], video["height"])
-    partition = _partition(preset)
-    return WanModelConfig(
-        name=preset["name"],
-        fps=float(video["fps"]),
-        height=height,
-        width=width,
-        partition=partition,
-        stepper=sampler["stepper"],
-        distilled=sampler["distilled"],
-        guidance_scale=float(sampler["guidance_scale"]),
-        context=_context(preset, partition),
-        transformer=_network(preset),
-        autoencoder=_autoencoder(preset, decoder),
-        text=_text(preset),
-    )
-
-
-def _partition(preset: dict[str, Any]) -> Partition:
-    """Return how the buffer moves; the timesteps that a preset lists must be its levels."""
-    from streamdit_model.partition import Partition
-
-    sampler = preset["sampler"]
-    chunks = sampler["num_chunks"]
-    even = [TIMESTEPS * (1 - k / chunks) for k in range(chunks)]
-    stated = sampler.get("timesteps", even)
-    if any(abs(one - other) > _CLOSE for one, other in zip(stated, even, strict=True)):
-        raise UsageError(f"{preset['name']}: timesteps {stated} are not evenly spaced")
-    return Partition(
-        num_reference=sampler["num_reference"],
-        num_chunks=chunks,
-        chunk_size=sampler["chunk_size"],
-        micro_steps=sampler["micro_steps"],
-        gamma="shift",
-        gamma_parameter=float(sampler["shift"]),
-    )
-
-
-def _context(preset: dict[str, Any], partition: Partition) -> ContextSizes | None:
-    """Return how much of the past is seen; None where a preset has no working frames."""
-    from streamdit_model.wan.context import ContextSizes
-
-    said = preset["context"]
-    sink, working, span = (
-        said[key] for key in ("sink_frames", "working_frames", "attended_frames")
-    )
-    if span != sink + working + partition.buffer_length:
-        raise UsageError(
-            f"{preset['name']}: {span} attended frames are not {sink} and {working} and the "
-            f"{partition.buffer_length} of the buffer"
-        )
-    if not sink and not working:
-        return None
-    return ContextSizes(chunk=partition.chunk_size, sink=sink, span=span)
-
-
-def _network(preset: dict[str, Any]) -> WanConfig:
-    from streamdit_model.wan.config import WanConfig
-
-    said = preset["network"]
-    head = said["width"] // said["heads"]
-    space = 2 * (head // 6)
-    axes = [head - 2 * space, space, space]
-    known = {"rope_axes": axes, "rope_theta": THETA, "eps": EPSILON}
-    for key, value in known.items():
-        if said[key] != value:
-            raise UsageError(
-                f"{preset['name']}: network {key} {said[key]} is not the {value} of a Wan network"
-            )
-    return WanConfig(
-        latent_channels=said["latent_channels"],
-        patch=tuple(said["patch"]),
-        width=said["width"],
-        depth=said["layers"],
-        num_heads=said["heads"],
-        mlp_width=said["mlp_width"],
-        text_width=said["text_width"],
-        text_length=said["text_tokens"],
-        time_width=said["time_width"],
-        fps=round(preset["video"]["fps"]) if said["fps_embedding"] else None,
-    )
-
-
-def _autoencoder(
-    preset: dict[str, Any], decoder: str
-) -> WanAutoencoderConfig | TinyAutoencoderConfig:
-    from dataclasses import replace
-
-    from streamdit_model.wan.tiny import TAEW_2_1, TAEW_2_2
-    from streamdit_model.wan.vae_config import WAN_2_1, WAN_2_2
-
-    said = preset["autoencoder"]
-    published = {16: (WAN_2_1, TAEW_2_1), 48: (WAN_2_2, TAEW_2_2)}
-    full, small = published.get(said["latent_channels"], (None, None))
-    factor = None if full is None else full.space_factor
-    if full is None or small is None or (said["space_factor"], said["time_factor"]) != (factor, 4):
-        raise UsageError(
-            f"{preset['name']}: there is no Wan autoencoder of {said['latent_channels']} channels, "
-            f"{said['space_factor']}x in space and {said['time_factor']}x in time"
-        )
-    if decoder == "small":
-        width = said.get("small_width")
-        widths = None if width is None else (4 * width, 2 * width, width, width)
-        return (
-            small if widths is None else replace(small, encoder_width=width, decoder_widths=widths)
-        )
-    width = said.get("width")
-    return full if width is None else replace(full, encoder_width=width, decoder_width=width)
-
-
-def _text(preset: dict[str, Any]) -> WanTextConfig:
-    from streamdit_model.wan.text_weights import UMT5_XXL, WanTextConfig
-
-    said = preset.get("text")
-    if said is None:
-        return UMT5_XXL
-    return WanTextConfig(
-        vocabulary=said["vocabulary"],
-        width=said["width"],
-        head_width=said["head_width"],
-        num_heads=said["heads"],
-        mlp_width=said["mlp_width"],
-        depth=said["layers"],
-        num_buckets=said["buckets"],
-        max_distance=said["max_distance"],
-        max_tokens=said["tokens"],
-    )

@@ -13,6 +13,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from streamdit_cli.open_options import DecoderOption, LoraOption, RandomWeightsOption
+
 __all__ = [
     "ConfigOption",
     "ContactSheetOption",
@@ -154,36 +156,6 @@ ModelOption = Annotated[
         envvar="STREAMDIT_MODEL",
         show_default=False,
         help="A preset, a model folder, or a training run. Without it: shapes.",
-        rich_help_panel=_MODEL,
-    ),
-]
-
-DecoderOption = Annotated[
-    Literal["small", "full"] | None,
-    typer.Option(
-        "--decoder",
-        show_default=False,
-        help="Open weights: full looks best, small needs less memory and time.",
-        rich_help_panel=_MODEL,
-    ),
-]
-
-LoraOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--lora",
-        metavar="PATH[:SCALE]",
-        show_default=False,
-        help="Open weights: a safetensors file to merge into the network; more than one may be.",
-        rich_help_panel=_MODEL,
-    ),
-]
-
-RandomWeightsOption = Annotated[
-    bool,
-    typer.Option(
-        "--random-weights",
-        help="Open weights: random ones, to try size and speed without a download.",
         rich_help_panel=_MODEL,
     ),
 ]

@@ -145,7 +145,7 @@ def produce(
             writer = _open_writer(plan, source, stream, place, records)
         except BaseException as error:
             place.release()
-            told = explained(error, "")
+            told = explained(error, "", source.memory_hint)
             if told is error:
                 raise
             raise told from error
@@ -158,6 +158,7 @@ def produce(
             signals=signals,
             records=records,
             watchers=watchers,
+            memory_hint=source.memory_hint,
         )
 
 

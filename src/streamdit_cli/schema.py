@@ -233,6 +233,9 @@ _PROFILE = _table(
         "estimate": _number(0.1, 1000),  # GB at the peak
     }
 )
+_SPEED = _table(  # what to expect of a GPU whose name has these words in it
+    {"device": _text, "fps": _text, "basis": _text},
+)
 _WEIGHTS = {
     "folder": _table({"folder": _pattern(NAME, "a plain name")}),
     "none": _table({"none": _text}),
@@ -265,6 +268,7 @@ _OPEN_PRESET = _table(
         "sampler": _SAMPLER,
         "context": _CONTEXT,
         "profiles": _listed(_PROFILE),
+        "speeds": _listed(_SPEED),
     },
 )
 
@@ -336,6 +340,7 @@ def _check_sampling(preset: dict[str, Any], where: str) -> None:
         return
     if missing := [key for key in needed if key not in preset]:
         raise UsageError(f"{where}: {', '.join(missing)} missing")
+    _check_profiles(preset, where)
     sampler = preset["sampler"]
     timesteps = sampler.get("timesteps")
     if sampler["stepper"] == "renoise" and timesteps is None:
@@ -344,3 +349,25 @@ def _check_sampling(preset: dict[str, Any], where: str) -> None:
         raise UsageError(
             f"{where}: sampler: {len(timesteps)} timesteps for {sampler['num_chunks']} chunks"
         )
+
+
+def _check_profiles(preset: dict[str, Any], where: str) -> None:
+    """Refuse profiles that do not rise, do not fit their card, or keep what is never seen."""
+    context, size = preset["context"], preset["sampler"]["chunk_size"]
+    sink = context["sink_frames"]
+    most = sink + context["attended_frames"] - size if sink else 0
+    cards = [profile["vram"] for profile in preset["profiles"]]
+    if cards != sorted(set(cards)):
+        raise UsageError(f"{where}: profiles must be of rising vram, not {cards}")
+    for profile in preset["profiles"]:
+        said = f"{where}: profile of {profile['vram']} GB"
+        if profile["estimate"] > profile["vram"]:
+            raise UsageError(f"{said}: an estimate of {profile['estimate']} GB does not fit")
+        held = profile["context_frames"]
+        if not sink and held:
+            raise UsageError(f"{said}: context_frames is {held}, the model keeps no context")
+        if sink and (held % size or not sink + size <= held <= most):
+            raise UsageError(
+                f"{said}: context_frames must be a multiple of {size} from {sink + size} to "
+                f"{most}, not {held}"
+            )

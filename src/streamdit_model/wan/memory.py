@@ -77,6 +77,7 @@ class MemoryEstimate:
         decoder_work: what decoding makes and forgets.
         text_work: what encoding a prompt makes and forgets.
         keeps_text: whether the text encoder stays beside the rest.
+        num_prompts: whose keys are counted.
     """
 
     transformer: int
@@ -89,6 +90,7 @@ class MemoryEstimate:
     decoder_work: int
     text_work: int
     keeps_text: bool
+    num_prompts: int
 
     @property
     def text_phase(self) -> int:
@@ -150,6 +152,7 @@ def estimate_memory(
         ),
         text_work=text_work_bytes(config.text) if has_text_encoder else 0,
         keeps_text=offload == "none",
+        num_prompts=num_prompts,
     )
 
 
