@@ -30,7 +30,7 @@ def passed(network: WanTransformer, seed: int = 3) -> Tensor:
 
 
 def travelling(network: WanTransformer) -> TravellingBlocks:
-    """Offload a network to a CPU of its own: the copies are real, only the device is not another."""
+    """Offload a network from the CPU to the CPU: the copies are real, the device is the same."""
     network.requires_grad_(False).offload_blocks(CPU)
     return cast(TravellingBlocks, network._travelling)
 
