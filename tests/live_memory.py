@@ -8,7 +8,7 @@ seen. Under `FakeTensorMode` the same is measured at any size without memory for
 from __future__ import annotations
 
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -19,13 +19,22 @@ from torch.utils._pytree import tree_leaves
 class LiveMemory(TorchDispatchMode):
     """Counts the bytes of storages that operators make on one kind of device while it is entered.
 
+    Args:
+        device: its kind.
+        skips: says of a storage that it takes no memory, such as a mapped file.
+
     Attributes:
         live: bytes that are alive now.
         peak: the largest that `live` ever was.
     """
 
-    def __init__(self, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        device: str = "cpu",
+        skips: Callable[[torch.UntypedStorage], bool] = lambda storage: False,
+    ) -> None:
         super().__init__()
+        self._skips = skips
         self.live = self.peak = 0
         self._device = device
         self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
@@ -41,6 +50,8 @@ class LiveMemory(TorchDispatchMode):
             if tensor.device.type != self._device or storage in self._known:
                 continue
             self._known.add(storage)
+            if self._skips(storage):
+                continue
             size = storage.nbytes()
             self.live += size
             weakref.finalize(storage, self._forget, size)

@@ -137,7 +137,7 @@ def test_profiles_fit_their_cards_and_hold_what_must_be_there(name: str) -> None
         parameters = net["parameters"] * 2
         if profile["offload"] == "cpu":  # two layers at a time
             parameters = 2 * parameters // net["layers"]
-        assert (parameters + context) / 1e9 < profile["estimate"] <= 0.9 * profile["vram"]
+        assert (parameters + context) / 1e9 < profile["estimate"] <= 0.92 * profile["vram"]
 
 
 @pytest.mark.parametrize(

@@ -193,14 +193,17 @@ def test_decoding_at_full_size_takes_what_the_formula_says(
     assert live.peak <= kept + work <= MARGIN * live.peak
 
 
-def test_encoding_a_prompt_takes_less_than_the_formula_says() -> None:
+def test_encoding_a_prompt_takes_what_the_formula_says() -> None:
     pytest.importorskip("transformers")
-    with FakeTensorMode(), torch.no_grad():
-        module = text.build_encoder(replace(UMT5_XXL, depth=2)).to_empty(device="cpu")
-        ids = torch.zeros(1, UMT5_XXL.max_tokens, dtype=torch.long)
-        with LiveMemory() as live:
-            module(input_ids=ids, attention_mask=torch.ones_like(ids))
-    assert 0.5 * live.peak <= 2 * text_work_bytes(UMT5_XXL) and live.peak > 10**8
+    sizes = {"vocabulary": 32, "width": 128, "head_width": 32, "num_heads": 8, "mlp_width": 320}
+    config = replace(UMT5_XXL, **sizes, depth=2)
+    module = text.build_encoder(config).to(torch.bfloat16).to_empty(device="cpu")
+    for parameter in module.parameters():
+        torch.nn.init.constant_(parameter, 0.01)
+    ids = torch.zeros(1, config.max_tokens, dtype=torch.long)
+    with torch.no_grad(), LiveMemory() as live:
+        module(input_ids=ids, attention_mask=torch.ones_like(ids))
+    assert live.peak <= text_work_bytes(config) <= 1.6 * live.peak
 
 
 def test_phases_count_what_is_there_together(tmp_path: Path) -> None:
@@ -236,7 +239,7 @@ def test_every_profile_fits_its_card_and_states_its_estimate(name: str) -> None:
         )
         gigabytes = found.video_phase / 1e9
         assert 0 <= profile["estimate"] - gigabytes < 0.1 + 1e-6
-        assert gigabytes <= 0.9 * profile["vram"]
+        assert gigabytes <= 0.92 * profile["vram"]
 
 
 def test_a_shorter_context_leaves_the_noisy_passes_as_they_are() -> None:
@@ -259,23 +262,35 @@ def test_a_shorter_context_leaves_the_noisy_passes_as_they_are() -> None:
 # Loading.
 
 
+def is_mapped(storage: torch.UntypedStorage) -> bool:
+    """Whether a storage is a mapped safetensors file, which is no memory of the process."""
+    if storage.device.type != "cpu":
+        return False
+    address = storage.data_ptr()
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        if line.endswith(".safetensors"):
+            first, last = (int(number, 16) for number in line.split()[0].split("-"))
+            if first <= address < last:
+                return True
+    return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no list of mapped files")
 def test_tensors_leave_the_file_one_by_one(tmp_path: Path) -> None:
     config = replace(MEDIUM, depth=6)
     network = WanTransformer(config)
-    save_file(
-        {k: v.contiguous() for k, v in network.state_dict().items()}, tmp_path / "n.safetensors"
-    )
+    path = tmp_path / "n.safetensors"
+    save_file({key: value.contiguous() for key, value in network.state_dict().items()}, path)
     largest = max(p.nbytes for p in network.parameters())
     total = sum(p.nbytes for p in network.parameters())
     assert largest * 8 < total
 
     def load(device: str) -> LiveMemory:
         built = loading.on_meta(lambda: WanTransformer(config))
-        paths = [tmp_path / "n.safetensors"]
-        with LiveMemory() as live:
-            fill_module("network", built, paths, dict, torch.float32, torch.device(device))
+        with LiveMemory(skips=is_mapped) as live:
+            fill_module("network", built, [path], dict, torch.float32, torch.device(device))
         return live
 
     # On the meta device, as on a GPU, nothing of it stays in CPU memory.
-    assert load("meta").peak <= 2.5 * largest
-    assert load("cpu").peak <= total + 2.5 * largest
+    assert largest <= load("meta").peak <= 2.5 * largest
+    assert total <= load("cpu").peak <= total + 2.5 * largest

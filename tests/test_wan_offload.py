@@ -64,6 +64,7 @@ def test_two_blocks_are_on_the_device_and_a_pass_takes_no_memory_for_weights() -
             {owners[0], (owners[0] + 1) % 6}
         )
         seen.extend(owners)
+        assert not any(tensor.data_ptr() in places for tensor in moving.state_dict().values())
 
     for block in moving.blocks:
         block.register_forward_pre_hook(look)

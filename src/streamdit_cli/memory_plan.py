@@ -2,7 +2,8 @@
 
 A profile is a size, a decoder, what leaves the device, and the length of the context. What was
 asked for on the command line wins over it. An amount of memory that was asked for chooses the
-largest profile for such a card; else it is the largest that fits into what is free.
+largest profile for such a card; else it is the largest that fits into what is free, and a network
+that has room stays there.
 """
 
 from __future__ import annotations
@@ -259,7 +260,14 @@ def plan_memory(
         _planned(preset, profile, where, asked, num_prompts=num_prompts, has_text=has_text)
         for profile in reversed(profiles)
     ]
-    return next((plan for plan in plans if plan.fits), plans[-1])
+    chosen = next((plan for plan in plans if plan.fits), plans[-1])
+    if not asked.vram and asked.offload is None and chosen.offload == "cpu":
+        stays = replace(asked, offload="text")
+        whole = _planned(
+            preset, chosen.profile, where, stays, num_prompts=num_prompts, has_text=has_text
+        )
+        return whole if whole.fits else chosen
+    return chosen
 
 
 def _planned(

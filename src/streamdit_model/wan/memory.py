@@ -10,8 +10,8 @@ context, width d, e bytes a value and f = 4 / e, one block holds at most, in uni
 beside rotations, modulations and one copy of the text keys. The largest of the two and of noisy
 and clean passes counts. Guidance calls twice, one after the other: it adds its text keys only.
 
-A decoder works on u, the four frames of its finest channels: the full one on 3 + 2f of them (one
-more with straight ways), the small one on 2. Between calls it remembers exact amounts. A stream
+A decoder works on u, the four frames of its finest channels: the full one on 3 + 2.5f of them (with
+straight ways 2 + 5f), the small one on 2.3. Between calls it remembers exact amounts. A stream
 keeps that memory for the chunk delivered last and for `CHUNKS_AHEAD` more.
 
 Margin: measured as the live tensors of all operators, in float32 and bfloat16, at tiny and at full
@@ -245,10 +245,11 @@ def decoder_work_bytes(
     area = height // config.pixel_patch * (width // config.pixel_patch)
     video = TIME_FACTOR * latent_frames * 3 * height * width * dtype.itemsize
     if isinstance(config, TinyAutoencoderConfig):
-        channels, times = config.decoder_widths[-1], 2.0
+        channels, times = config.decoder_widths[-1], 2.3
     else:
         channels = config.decoder_stages[-1].outputs
-        times = 3 + 2 * _FLOAT / dtype.itemsize + (1 if config.straight_ways else 0)
+        precise = _FLOAT / dtype.itemsize
+        times = 2 + 5 * precise if config.straight_ways else 3 + 2.5 * precise
     work = round(times * TIME_FACTOR * channels * area * dtype.itemsize)
     return max(work + video, video + 2 * _FLOAT * video // dtype.itemsize)
 

@@ -56,6 +56,11 @@ class TravellingBlocks:
         """Memory of the places on the device."""
         return sum(tensor.nbytes for place in self._places for tensor in place.values())
 
+    @property
+    def homes(self) -> list[dict[str, Tensor]]:
+        """The weights of each block where they rest, by the names of its parameters."""
+        return self._homes
+
     @contextmanager
     def in_turn(self) -> Iterator[Iterator[nn.Module]]:
         """Give the blocks in order, each on the device until the next one is asked for.

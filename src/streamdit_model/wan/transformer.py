@@ -166,10 +166,17 @@ class WanTransformer(nn.Module):
 
         For a network without gradients; moving it afterwards is not provided for.
         """
-        self._travelling = TravellingBlocks(self.blocks, device)
+        travelling = self._travelling = TravellingBlocks(self.blocks, device)
         for name, parameter in self.named_parameters():
             if not name.startswith("blocks."):
                 parameter.data = parameter.data.to(device)
+
+        def at_home(module: nn.Module, state: dict[str, Tensor], prefix: str, _: object) -> None:
+            """Let nobody read weights that are about to make room for the next block's."""
+            for number, home in enumerate(travelling.homes):
+                state |= {f"{prefix}blocks.{number}.{name}": home[name] for name in home}
+
+        self.register_state_dict_post_hook(at_home)
 
     def text_keys(self, condition: TextCondition) -> TextKeys:
         """Compute keys and values of every block, once per prompt.

@@ -86,6 +86,7 @@ class CausalConvolution(Remembering):
         if self.reach:
             before = memory.before(self, x_bcfhw, self.reach)
             x_bcfhw = torch.cat([before, x_bcfhw], dim=2)
+            del before  # it may be spare
             memory.keep(self, x_bcfhw, self.reach)
         return self(x_bcfhw)
 
