@@ -37,7 +37,7 @@ class Asked:
 
     size: tuple[int, int] | None = None
     decoder: str | None = None
-    offload: str | None = None
+    offload: Offload | None = None
     vram: float | None = None
 
 
@@ -283,7 +283,7 @@ def _planned(
     from streamdit_model.wan.memory import estimate_memory
 
     decoder = asked.decoder or profile["decoder"]
-    offload = asked.offload or profile["offload"]
+    offload: Offload = asked.offload or profile["offload"]
     config = open_config(
         preset,
         size=asked.size or (profile["width"], profile["height"]),

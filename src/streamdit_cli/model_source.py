@@ -11,6 +11,7 @@ from streamdit_cli.errors import UsageError
 from streamdit_cli.open_weights import OpenModel
 
 if TYPE_CHECKING:
+    from streamdit_model.wan.offload import Offload
     from streamdit_model.weights import Model, ModelConfig
 
 __all__ = ["FolderModel", "find_source"]
@@ -72,7 +73,7 @@ def find_source(
     loras: Sequence[str] = (),
     random_weights: bool = False,
     vram: float | None = None,
-    offload: str | None = None,
+    offload: Offload | None = None,
     device: str | None = None,
     dtype: str | None = None,
 ) -> FolderModel | OpenModel:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from streamdit_model.wan.loading import WanFiles
     from streamdit_model.wan.model import WanModel
     from streamdit_model.wan.model_config import WanModelConfig
+    from streamdit_model.wan.offload import Offload
 
 __all__ = ["OpenModel", "open_config"]
 
@@ -39,7 +40,7 @@ class OpenModel:
     decoder: str | None = None
     loras: Sequence[str] = field(default=())
     vram: float | None = None
-    offload: str | None = None
+    offload: Offload | None = None
     device: str | None = None
     dtype: str | None = None
     _plans: list[MemoryPlan] = field(default_factory=list, init=False, repr=False, compare=False)
