@@ -203,7 +203,7 @@ def test_encoding_a_prompt_takes_what_the_formula_says() -> None:
     ids = torch.zeros(1, config.max_tokens, dtype=torch.long)
     with torch.no_grad(), LiveMemory() as live:
         module(input_ids=ids, attention_mask=torch.ones_like(ids))
-    assert live.peak <= text_work_bytes(config) <= 1.6 * live.peak
+    assert live.peak <= text_work_bytes(config) <= 1.3 * live.peak
 
 
 def test_phases_count_what_is_there_together(tmp_path: Path) -> None:
@@ -292,5 +292,5 @@ def test_tensors_leave_the_file_one_by_one(tmp_path: Path) -> None:
         return live
 
     # On the meta device, as on a GPU, nothing of it stays in CPU memory.
-    assert largest <= load("meta").peak <= 2.5 * largest
-    assert total <= load("cpu").peak <= total + 2.5 * largest
+    assert largest <= load("meta").peak <= 3 * largest
+    assert total <= load("cpu").peak <= total + 3 * largest

@@ -15,7 +15,7 @@ straight ways 2 + 5f), the small one on 2.3. Between calls it remembers exact am
 keeps that memory for the chunk delivered last and for `CHUNKS_AHEAD` more.
 
 Margin: measured as the live tensors of all operators, in float32 and bfloat16, at tiny and at full
-size, the formulas of network and decoders are not below and at most 12 % above (text: 60 %). What
+size, the formulas of network and decoders are not below and at most 12 % above (the text encoder: 30 %). What
 operators take inside themselves, and what an allocator cannot use, is in `RESERVE` and `SLACK`;
 these two are choices that nobody measured.
 
@@ -257,10 +257,10 @@ def decoder_work_bytes(
 def text_work_bytes(config: WanTextConfig) -> int:
     """Return what encoding the longest prompt makes and forgets.
 
-    Four matrices of attention scores in float32, and six rows of the MLP.
+    Two matrices of attention scores in float32, and six rows of the MLP.
     """
     scores = config.num_heads * config.max_tokens**2 * _FLOAT
-    return 4 * scores + 6 * config.max_tokens * config.mlp_width * TEXT_DTYPE.itemsize
+    return 2 * scores + 6 * config.max_tokens * config.mlp_width * TEXT_DTYPE.itemsize
 
 
 def _stream_work_bytes(config: WanModelConfig, dtype: torch.dtype) -> int:
