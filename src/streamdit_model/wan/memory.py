@@ -15,9 +15,9 @@ straight ways 2 + 5f), the small one on 2.3. Between calls it remembers exact am
 keeps that memory for the chunk delivered last and for `CHUNKS_AHEAD` more.
 
 Margin: measured as the live tensors of all operators, in float32 and bfloat16, at tiny and at full
-size, the formulas of network and decoders are not below and at most 12 % above (the text encoder: 30 %). What
-operators take inside themselves, and what an allocator cannot use, is in `RESERVE` and `SLACK`;
-these two are choices that nobody measured.
+size, the formulas of network and decoders are not below and at most 12 % above, that of the text
+encoder 30 %. What operators take inside themselves, and what an allocator cannot use, is in
+`RESERVE` and `SLACK`; these two are choices that nobody measured.
 
 Reference: open-weights.md 2.6; `tests/test_wan_memory.py` measures.
 """
