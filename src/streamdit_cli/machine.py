@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ __all__ = [
     "devices",
     "load_average",
     "memory",
+    "peak_bytes",
     "resident_bytes",
     "seconds_since_start",
     "size_words",
@@ -136,6 +138,16 @@ def resident_bytes() -> int | None:
     """Return how much memory this process has now; None where the system does not tell."""
     pages = _second_word("/proc/self/statm")
     return int(pages) * os.sysconf("SC_PAGE_SIZE") if pages.isdigit() else None
+
+
+def peak_bytes() -> int | None:
+    """Return how much memory this process had at most; None where the system does not tell."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024)
 
 
 def seconds_since_start() -> float | None:

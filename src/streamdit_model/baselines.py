@@ -36,8 +36,8 @@ def baseline_partition(partition: Partition, kind: str) -> Partition:
 
     Paper: Table 1. Choice: the diagonal keeps the micro steps, not the total steps, since one
     network call an emission is the least there is; it therefore has c times the levels, and every
-    latent frame sees c times the calls. FIFO's look-ahead, which doubles the cost, is left out, and
-    so are the overlaps by which clips are joined: both would only favour what they are compared to.
+    latent frame sees c times the calls. FIFO's look-ahead, which doubles its cost, and the overlap
+    that would join one clip to the next are left out; without them the baselines are cheaper.
     """
     gamma = {"gamma": partition.gamma, "gamma_parameter": partition.gamma_parameter}
     free = partition.num_chunks * partition.chunk_size
