@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["OURS", "compare"]
 
 OURS = "streamdit"
-TURNS = 4
+TURNS = 6
 SETTLING_CHUNKS = 2  # of every way: its start, and one more
 
 

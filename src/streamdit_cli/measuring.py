@@ -67,7 +67,7 @@ SKIPPED_CHUNKS = 2  # of every stream: made while its threads and kernels were s
 FEWEST_CHUNKS = 3
 WARM_UP_STEPS = 10
 MATMUL_SIZE = {"cpu": 2048, "cuda": 8192, "mps": 4096}
-MATMUL_RUNS = 7
+MATMUL_RUNS = 5
 
 
 @dataclass(frozen=True, kw_only=True)
