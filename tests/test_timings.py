@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamdit_cli import timings
+from streamdit_model import timings
 
 FINITE = st.floats(0.001, 1e6)
 

@@ -24,10 +24,10 @@ from streamdit_cli.options import (
 
 if TYPE_CHECKING:
     from streamdit_cli.measured import Samples
-    from streamdit_cli.measuring import Subject
     from streamdit_cli.model_source import FolderModel
     from streamdit_cli.open_weights import OpenModel
     from streamdit_cli.random_model import RandomModel
+    from streamdit_model.measuring import Subject
     from streamdit_model.wan.model_config import WanModelConfig
     from streamdit_model.weights import ModelConfig
 
@@ -207,10 +207,11 @@ def _measure(
     kinds: tuple[str, ...],
 ) -> dict[str, Any]:
     """Load the model, measure, and return the record."""
-    from streamdit_cli import console, machine, measuring
-    from streamdit_cli.comparing import compare as compare_ways
+    from streamdit_cli import console, machine
     from streamdit_cli.making import stream_threads
     from streamdit_cli.measured import Samples, record_of, rounded
+    from streamdit_model import measuring
+    from streamdit_model.comparing import compare as compare_ways
 
     before, began = machine.seconds_since_start(), time.perf_counter()
     console.status("loading ...")
@@ -225,7 +226,7 @@ def _measure(
         chunk_frames=measuring.chunk_frames(model),
         micro_steps=config.partition.micro_steps,
     )
-    first = measuring.first_frame_seconds(subject)
+    first = _first_frame(subject)
     samples.cold = {"start": before, "load": loaded - began, "stream": first}
     console.status("warming up ...")
     warm = measuring.warm_up(subject, seconds / 8)
@@ -249,26 +250,44 @@ def _measure(
 
 def _repeat(subject: Subject, samples: Samples, seconds: float) -> None:
     """Take one repetition of everything that takes time; the ceiling comes last, for its memory."""
-    from streamdit_cli import measuring
+    from streamdit_cli import machine
+    from streamdit_cli.sinks import open_encoder, open_writer, peak_memory
+    from streamdit_model import measuring
+    from streamdit_model.whole_streams import stream_fps
 
-    clock = measuring.StageClock(subject.model.device)
+    config, device = subject.model.config, subject.model.device
+    clock = measuring.StageClock(device)
     parts = {name: share * seconds for name, share in SHARES.items()}
-    samples.stage_chunks.append(measuring.run_stages(subject, clock, parts["stages"]))
+    with open_encoder(config) as encode:
+        measuring.run_stages(subject, clock, parts["stages"], encode)
     samples.stages.append({name: clock.milliseconds(name) for name in measuring.STAGES})
     samples.network_fps.append(measuring.network_fps(subject, parts["network"]))
-    samples.decoded.append(measuring.stream_fps(subject, parts["decoded"], encode=False))
-    samples.encoded.append(measuring.stream_fps(subject, parts["encoded"], encode=True))
-    device, dtype = subject.model.device, subject.model.dtype
-    samples.ceiling += measuring.matmul_flops_per_second(device, dtype)
+    samples.decoded.append(stream_fps(subject, parts["decoded"]))
+    with open_writer(config) as writer:
+        how = {"write": writer.write, "end": writer.close, "memory": machine.resident_bytes}
+        encoded = stream_fps(subject, parts["encoded"], **how)
+    encoded.peak = peak_memory(device)
+    samples.encoded.append(encoded)
+    samples.ceiling += measuring.matmul_flops_per_second(device, subject.model.dtype)
+
+
+def _first_frame(subject: Subject) -> float:
+    """Return how long a new stream takes until its first frame is encoded."""
+    from streamdit_cli.sinks import open_encoder
+    from streamdit_model.whole_streams import first_frame_seconds
+
+    with open_encoder(subject.model.config) as encode:
+        return first_frame_seconds(subject, encode)
 
 
 def _wait_for_people(subject: Subject, samples: Samples) -> None:
     """Measure what a person waits for: the first frame, and a change of the prompt."""
-    from streamdit_cli import console, measuring
+    from streamdit_cli import console
+    from streamdit_model.whole_streams import switch_prompt
 
     console.status("first frames and prompt switches ...")
-    samples.warm += [measuring.first_frame_seconds(subject) for _ in range(FIRST_FRAMES)]
-    samples.switches += [measuring.switch_prompt(subject) for _ in range(SWITCHES)]
+    samples.warm += [_first_frame(subject) for _ in range(FIRST_FRAMES)]
+    samples.switches += [switch_prompt(subject) for _ in range(SWITCHES)]
 
 
 def _described(

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from streamdit_cli import timings
+from streamdit_model import timings
 
 if TYPE_CHECKING:
-    from streamdit_cli.measuring import Switch, Whole
+    from streamdit_model.whole_streams import Switch, Whole
 
 __all__ = ["Samples", "comparison_rows", "measure_rows", "record_of", "rounded", "stage_rows"]
 
@@ -33,7 +33,6 @@ class Samples:
         chunk_frames: video frames of a chunk.
         micro_steps: network steps of a chunk.
         stages: by stage, the milliseconds of every time it ran.
-        stage_chunks: chunks that were made meanwhile.
         network_fps: frames a second of the network alone.
         decoded, encoded: whole streams without and with a file.
         warm: seconds to the first frame of later streams.
@@ -47,7 +46,6 @@ class Samples:
     chunk_frames: int
     micro_steps: int
     stages: list[dict[str, list[float]]] = field(default_factory=list)
-    stage_chunks: list[int] = field(default_factory=list)
     network_fps: list[float] = field(default_factory=list)
     decoded: list[Whole] = field(default_factory=list)
     encoded: list[Whole] = field(default_factory=list)

@@ -1,28 +1,21 @@
-"""Running a model to measure it: each stage by itself, then all of them together as users run them.
+"""Measuring a model stage by stage: text, network, decoder, encoder, and the machine's best.
 
-Stages are timed one after another in one thread, with a GPU's own clock where there is one. Rates,
-arrivals and memory come from whole streams with all their threads, in which nothing waits for a
-clock. What these functions return are samples; `timings.py` turns them into numbers.
+Stages are timed one after another in one thread, with a GPU's own clock where there is one. What is
+returned are samples; `timings.py` turns them into numbers. Whole streams, with all their threads,
+are measured in `whole_streams.py`.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from fractions import Fraction
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from streamdit_cli import machine, timings
-from streamdit_cli.output import reserve
-from streamdit_cli.part import PartFile
-from streamdit_cli.video import VideoEncoder
+from streamdit_model import timings
 from streamdit_model.flops import Cost, count_flops
 from streamdit_model.guidance import guided_velocity
 from streamdit_model.prompt_timeline import PromptEvent, PromptTimeline
@@ -40,26 +33,27 @@ if TYPE_CHECKING:
     from streamdit_model.stream_state import StreamModel
 
 __all__ = [
+    "FEWEST_CHUNKS",
     "PROMPTS",
+    "SKIPPED_CHUNKS",
     "STAGES",
+    "Sink",
     "StageClock",
     "Subject",
-    "Switch",
-    "Whole",
     "chunk_frames",
     "count_chunk",
-    "first_frame_seconds",
     "matmul_flops_per_second",
     "network_fps",
     "new_denoiser",
     "run_stages",
-    "stream_fps",
-    "switch_prompt",
     "synchronize",
     "warm_up",
 ]
 
 Result = TypeVar("Result")
+
+Sink = Callable[[Tensor], None]
+"""sink(frames), uint8 (frames, height, width, 3)."""
 
 PROMPTS = ("a red star bouncing on a black background", "a blue circle moving left")
 STAGES = ("text encoding", "network step", "decode", "encode")
@@ -157,46 +151,6 @@ class _TimedVelocity:
             commit(chunk, first_frame)
 
 
-@dataclass(kw_only=True)
-class Whole:
-    """What a whole stream showed after its first chunks.
-
-    Args:
-        frames: video frames made.
-        seconds: in which they were made.
-        arrivals: when each chunk reached the reader, in seconds.
-        memory: bytes in use at each of them, of a GPU or of the process; empty where unknown.
-        peak: the largest number of bytes ever in use so far; None where unknown.
-    """
-
-    frames: int
-    seconds: float
-    arrivals: list[float] = field(default_factory=list)
-    memory: list[int] = field(default_factory=list)
-    peak: int | None = None
-
-    @property
-    def fps(self) -> float:
-        """Video frames a second."""
-        return self.frames / self.seconds
-
-
-@dataclass(frozen=True, kw_only=True)
-class Switch:
-    """How long a prompt took that came while a stream ran, read as fast as it was made.
-
-    Args:
-        applied, complete: seconds from the call to the arrival of the first chunk that was touched
-            by the new prompt, and of the first made wholly under it.
-        applied_video, complete_video: seconds of video that were shown between.
-    """
-
-    applied: float
-    applied_video: float
-    complete: float
-    complete_video: float
-
-
 def synchronize(device: torch.device) -> None:
     """Wait until a GPU has done all it was given."""
     if device.type == "cuda":
@@ -260,13 +214,14 @@ def warm_up(subject: Subject, seconds: float) -> dict[str, Any]:
 
 
 @torch.inference_mode()
-def run_stages(subject: Subject, clock: StageClock, seconds: float) -> int:
+def run_stages(subject: Subject, clock: StageClock, seconds: float, encode: Sink) -> int:
     """Time every stage by itself, chunk after chunk, in one thread.
 
     Args:
         subject: what is measured.
         clock: takes the times, under the names of `STAGES`; the growing start is not among them.
         seconds: how long to go on; at least `FEWEST_CHUNKS` chunks are made.
+        encode: takes the frames of a chunk; is timed as the last stage.
 
     Returns:
         How many chunks were made.
@@ -274,19 +229,18 @@ def run_stages(subject: Subject, clock: StageClock, seconds: float) -> int:
     model, own = subject.model, StageClock(subject.model.device)
     denoiser, decoder = new_denoiser(subject, own), Decoder(model, seed=subject.seed)
     chunks, deadline = 0, None
-    with _open_encoder(model) as encoder:
-        while deadline is None or time.perf_counter() < deadline or chunks < FEWEST_CHUNKS:
-            chunk = denoiser.next()
-            if deadline is None:  # the start, and all that is done once
-                deadline = time.perf_counter() + seconds
-                decoder.next(chunk)
-                own.milliseconds(STAGES[1])
-                own.reset()
-                continue
-            video, _ = clock.time(STAGES[2], lambda: decoder.next(chunk))  # noqa: B023
-            clock.time(STAGES[3], lambda: _encode(encoder, video.frames), on_device=False)  # noqa: B023
-            clock.time(STAGES[0], lambda: _text_keys(model, PROMPTS[chunks % 2]))  # noqa: B023
-            chunks += 1
+    while deadline is None or time.perf_counter() < deadline or chunks < FEWEST_CHUNKS:
+        chunk = denoiser.next()
+        if deadline is None:  # the start, and all that is done once
+            deadline = time.perf_counter() + seconds
+            decoder.next(chunk)
+            own.milliseconds(STAGES[1])
+            own.reset()
+            continue
+        video, _ = clock.time(STAGES[2], lambda: decoder.next(chunk))  # noqa: B023
+        clock.time(STAGES[3], lambda: encode(video.frames), on_device=False)  # noqa: B023
+        clock.time(STAGES[0], lambda: _text_keys(model, PROMPTS[chunks % 2]))  # noqa: B023
+        chunks += 1
     clock.add(STAGES[1], own.milliseconds(STAGES[1]))
     return chunks
 
@@ -294,34 +248,6 @@ def run_stages(subject: Subject, clock: StageClock, seconds: float) -> int:
 def _text_keys(model: StreamModel, prompt: str) -> object:
     """Do what a new prompt takes."""
     return model.transformer.text_keys(model.text_encoder.encode([prompt]))
-
-
-def _encode(encoder: VideoEncoder, frames: Tensor) -> None:
-    for frame in frames:
-        encoder.encode(frame)
-
-
-@contextmanager
-def _open_encoder(model: StreamModel) -> Iterator[VideoEncoder]:
-    """Open the encoder of a file as commands do, in a folder that is removed."""
-    config = model.config
-    with TemporaryDirectory(prefix="streamdit-bench-") as folder:
-        target = PartFile(Path(folder) / "bench.mp4", overwrite=False, describe=str)
-        rate = Fraction(config.fps).limit_denominator(1001)
-        encoder = VideoEncoder(
-            target,
-            ".mp4",
-            "libx264",
-            width=config.width,
-            height=config.height,
-            fps=rate,
-            metadata={},
-        )
-        try:
-            yield encoder
-            encoder.finish(flush=True)
-        finally:
-            target.discard()
 
 
 @torch.inference_mode()
@@ -336,97 +262,6 @@ def network_fps(subject: Subject, seconds: float) -> float:
         chunks += 1
     synchronize(device)
     return chunks * chunk_frames(subject.model) / (time.perf_counter() - began)
-
-
-def stream_fps(subject: Subject, seconds: float, *, encode: bool) -> Whole:
-    """Read a whole stream, with all its threads.
-
-    Args:
-        subject: what is measured.
-        seconds: how long to go on; at least `FEWEST_CHUNKS` chunks are made.
-        encode: write the frames into a file too; the time counts until it is complete.
-    """
-    config, found = subject.model.config, Whole(frames=0, seconds=0.0)
-    with TemporaryDirectory(prefix="streamdit-bench-") as folder, subject.stream() as stream:
-        writer = None
-        if encode:
-            place = reserve(str(Path(folder) / "bench.mp4"))
-            writer = place.start(
-                width=config.width, height=config.height, fps=config.fps, metadata={}
-            )
-        try:
-            for chunk in stream:
-                if writer is not None:
-                    writer.write(chunk.frames)
-                _note(found, chunk.number, len(chunk.frames), subject.model.device)
-                done = len(found.arrivals) - 1
-                if done >= FEWEST_CHUNKS and found.arrivals[-1] - found.arrivals[0] >= seconds:
-                    break
-            if writer is not None:
-                writer.close()
-        finally:
-            if writer is not None:
-                writer.abort()
-        found.seconds = (time.perf_counter() if encode else found.arrivals[-1]) - found.arrivals[0]
-    found.peak = _peak(subject.model.device)
-    return found
-
-
-def _note(found: Whole, number: int, frames: int, device: torch.device) -> None:
-    """Note the arrival of a chunk; the last one that is skipped starts the clock."""
-    if number < SKIPPED_CHUNKS - 1:
-        return
-    if found.arrivals:
-        found.frames += frames
-    found.arrivals.append(time.perf_counter())
-    cuda = device.type == "cuda"
-    used = torch.cuda.memory_allocated(device) if cuda else machine.resident_bytes()
-    if used is not None:
-        found.memory.append(used)
-
-
-def _peak(device: torch.device) -> int | None:
-    return (
-        torch.cuda.max_memory_allocated(device) if device.type == "cuda" else machine.peak_bytes()
-    )
-
-
-def first_frame_seconds(subject: Subject) -> float:
-    """Return how long a new stream takes until its first frame is encoded."""
-    began = time.perf_counter()
-    with subject.stream() as stream, _open_encoder(subject.model) as encoder:
-        encoder.encode(next(stream).frames[0])
-        return time.perf_counter() - began
-
-
-def switch_prompt(subject: Subject) -> Switch | None:
-    """Change the prompt of a running stream and wait until all of it follows.
-
-    Returns:
-        None where the change was not complete within three buffers of chunks.
-    """
-    config = subject.model.config
-    patience = 3 * config.partition.num_chunks + 8
-    applied: tuple[float, float] | None = None
-    with subject.stream() as stream:
-        for _ in range(SKIPPED_CHUNKS):
-            shown = next(stream)
-        asked, end = time.perf_counter(), shown.first_frame + len(shown.frames)
-        stream.prompt(PROMPTS[1])
-        for _ in range(patience):
-            chunk = next(stream)
-            kinds = {r.kind for r in chunk.receipts if r.event.prompt == PROMPTS[1]}
-            passed = time.perf_counter() - asked, (chunk.first_frame - end) / config.fps
-            if applied is None and "applied" in kinds:
-                applied = passed
-            if "complete" in kinds and applied is not None:
-                return Switch(
-                    applied=applied[0],
-                    applied_video=applied[1],
-                    complete=passed[0],
-                    complete_video=passed[1],
-                )
-    return None
 
 
 @torch.inference_mode()
