@@ -239,7 +239,7 @@ def _measure(
     compared = compare_ways(subject, kinds, seconds / 2, console.status) if kinds else None
     return rounded(
         {
-            **_described(subject, source, loading, network.attention),
+            **_described(subject, source, network.attention),
             "settings": {"seconds": seconds, "repeats": REPEATS, "warm_up": warm},
             **record_of(samples),
             "compare": compared,
@@ -293,7 +293,6 @@ def _wait_for_people(subject: Subject, samples: Samples) -> None:
 def _described(
     subject: Subject,
     source: FolderModel | OpenModel | RandomModel,
-    loading: dict[str, Any],
     attention: tuple[str, ...],
 ) -> dict[str, Any]:
     """Return what was measured, and on what."""
@@ -318,7 +317,6 @@ def _described(
         "environment": {
             **stream_plan(model, start=config.start, stepper=config.stepper),
             "attention": list(attention) or ["written out"],
-            "threads": str(loading["threads"]),
             "versions": machine.versions(),
             "cpu": machine.cpu(),
             "memory": machine.memory(),
