@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import TINY_CHUNK, TINY_FPS, tiny_config
+from launcher import Fault, Launcher
 
 from streamdit_cli import machine
 from streamdit_cli.app import main
@@ -134,6 +135,18 @@ def test_bench_refuses_before_anything_is_measured(
     output = capsys.readouterr()
     assert message in output.err and output.out == "" and "warming up" not in output.err
     assert (tmp_path / "taken.json").read_text() == "mine"
+
+
+@pytest.mark.parametrize(("kind", "code"), [("SIGINT", 130), ("oom", 7), ("nan", 8)])
+def test_bench_that_is_ended_says_why_and_leaves_no_file(
+    kind: str, code: int, launcher: Launcher, tiny_model: Path, tmp_path: Path
+) -> None:
+    words = ["bench", "-m", str(tiny_model), "--dtype", "float32", "--json", "speed.json"]
+    setup = f"import tempfile; tempfile.tempdir = {str(tmp_path)!r}"
+    ended = launcher.run(words, cwd=tmp_path, faults=[Fault("velocity", kind, 3)], code=setup)
+    assert ended.code == code and ended.stdout == b""
+    assert len(ended.errors) == (0 if kind == "SIGINT" else 1)
+    assert not list(tmp_path.iterdir())
 
 
 def whole(arrivals: list[float], memory: list[int]) -> Whole:

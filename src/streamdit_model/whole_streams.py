@@ -127,8 +127,7 @@ def switch_prompt(subject: Subject) -> Switch | None:
     patience = 3 * config.partition.num_chunks + 8
     applied: tuple[float, float] | None = None
     with subject.stream() as stream:
-        for _ in range(SKIPPED_CHUNKS):
-            shown = next(stream)
+        shown = [next(stream) for _ in range(SKIPPED_CHUNKS)][-1]
         asked, end = time.perf_counter(), shown.first_frame + len(shown.frames)
         stream.prompt(PROMPTS[1])
         for _ in range(patience):
