@@ -249,3 +249,13 @@ def test_process_knows_its_memory_and_age_where_the_system_tells() -> None:
     if Path("/proc/self/statm").exists():
         assert resident is not None and peak is not None and age is not None
         assert 2**20 < resident <= peak * 1.1 and 0 < age < 86400
+
+
+def test_preset_that_nobody_trained_can_be_measured_at_any_size(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = RandomModel(name="paper-4b").read_config(size=(896, 512))
+    assert config.transformer.grid == (16, 64, 112) and config.transformer.width == 3072
+    assert (config.width, config.height) == (896, 512)
+    assert main(["bench", "-m", "paper-4b"]) == 5
+    assert "paper-4b has no weights" in capsys.readouterr().err
