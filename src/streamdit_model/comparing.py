@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from streamdit_model import timings
-from streamdit_model.baselines import baseline, without_context
+from streamdit_model.recut import baseline, without_context
 from streamdit_model.flops import count_flops
 from streamdit_model.measuring import Subject, chunk_frames, new_denoiser, synchronize
 

@@ -1,4 +1,4 @@
-"""Other ways to make video with the same network: what StreamDiT is compared with.
+"""The same network with its buffer cut another way: what a stream's speed is compared with.
 
 A baseline is the model itself with another partition, so that it runs through the same loop, buffer
 and decoder, and differs in nothing but the order in which frames are denoised.

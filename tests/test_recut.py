@@ -11,7 +11,7 @@ from tiny_open import tiny_open
 from tiny_streams import tiny_model
 from torch import Tensor
 
-from streamdit_model.baselines import baseline, baseline_partition, without_context
+from streamdit_model.recut import baseline, baseline_partition, without_context
 from streamdit_model.errors import ConfigError
 from streamdit_model.flops import count_flops
 from streamdit_model.flow_matching import keyed_noise
