@@ -27,8 +27,7 @@ __all__ = ["EXAMPLES", "evaluate"]
 
 EXAMPLES = (
     "streamdit evaluate -m shapes --prompts 64 --seconds 20",
-    "streamdit evaluate -m runs/shapes-64 --prompts 24 --seconds 8 --json scores.json",
-    "streamdit evaluate -m shapes --drift 10 --diversity 64",
+    "streamdit evaluate -m runs/shapes-64 --drift 10 --diversity 64 --json scores.json",
     "streamdit evaluate --suite paper -m runs/shapes-64 --student shapes --prompts 16 --seconds 8",
 )
 

@@ -7,25 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from streamdit_cli import console
 from streamdit_cli.errors import UsageError
 from streamdit_cli.making import load_model
 from streamdit_cli.presets import find_model
-from streamdit_model.diversity import diversity_report
-from streamdit_model.drift import check_minutes, drift_report, score_drift
-from streamdit_model.evaluation import (
-    StreamScore,
-    autoencoder_report,
-    check_seconds,
-    evaluation_clips,
-    report,
-    score_streams,
-)
-from streamdit_model.paper_suite import paper_ways, score_way, suite_report
-from streamdit_model.shapes import Clip
-from streamdit_model.weights import Model
+
+if TYPE_CHECKING:
+    from streamdit_model.evaluation import StreamScore
+    from streamdit_model.shapes import Clip
+    from streamdit_model.weights import Model
 
 __all__ = ["Scoring", "check_lengths", "score_model", "score_suite"]
 
@@ -49,6 +41,9 @@ def check_lengths(seconds: float, minutes: float | None) -> None:
     Raises:
         ConfigError: see `check_seconds` and `check_minutes`.
     """
+    from streamdit_model.drift import check_minutes
+    from streamdit_model.evaluation import check_seconds
+
     check_seconds(seconds)
     if minutes is not None:
         check_minutes(minutes)
@@ -73,6 +68,8 @@ def score_model(
         drift: minutes of the streams whose ends are compared; None for none.
         diversity: seeds of the prompts that are compared with the world; None for none.
     """
+    from streamdit_model.evaluation import autoencoder_report, evaluation_clips, report
+
     loaded = load_model(find_model(name)[0], **loading)
     seed, prompts, seconds, batch = scoring.seed, scoring.prompts, scoring.seconds, scoring.batch
     _print_cost(loaded, prompts, seconds, batch, guidance_scale)
@@ -115,6 +112,9 @@ def score_suite(
         UsageError: an `against` of another form.
         ConfigError: a teacher that is distilled or a student that is not.
     """
+    from streamdit_model.evaluation import evaluation_clips
+    from streamdit_model.paper_suite import paper_ways, score_way, suite_report
+
     named = dict(_named_model(text) for text in against)
     folders = {label: find_model(name)[0] for label, name in named.items()}
     models = {label: load_model(folder, **loading) for label, folder in folders.items()}
@@ -172,6 +172,8 @@ def _scored(
     name: str,
 ) -> list[StreamScore]:
 
+    from streamdit_model.evaluation import score_streams
+
     scores = []
     for item in score_streams(
         model, clips, seconds, seed=seed, batch=batch, guidance_scale=guidance_scale
@@ -184,6 +186,9 @@ def _scored(
 
 
 def _drift(model: Model, prompts: int, minutes: float, seed: int, batch: int) -> dict[str, object]:
+    from streamdit_model.drift import drift_report, score_drift
+    from streamdit_model.evaluation import evaluation_clips
+
     clips = evaluation_clips(prompts, seed + 3_000_003)
     scores = []
     for item in score_drift(model, clips, minutes, seed=seed, batch=batch):
@@ -193,6 +198,8 @@ def _drift(model: Model, prompts: int, minutes: float, seed: int, batch: int) ->
 
 
 def _diversity(model: Model, num_seeds: int, seed: int, batch: int) -> dict[str, Any]:
+    from streamdit_model.diversity import diversity_report
+
     record = {}
     for prompt, compared in diversity_report(model, num_seeds, seed=seed, batch=batch):
         record[prompt] = compared
