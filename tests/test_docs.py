@@ -14,6 +14,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import option_reference
 import pytest
 import tomli
 import typer
@@ -101,6 +102,12 @@ def test_commands_in_documents_parse(page: Path) -> None:
             parse(words)
         except typer.BadParameter.__bases__[0] as error:
             raise AssertionError(f"{shlex.join(words)}: {error.format_message()}") from None
+
+
+def test_reference_of_options_is_what_the_commands_say() -> None:
+    assert option_reference.PAGE.read_text(encoding="utf-8") == option_reference.reference(), (
+        "run: python tests/option_reference.py"
+    )
 
 
 @pytest.mark.parametrize("name", COMMANDS)
