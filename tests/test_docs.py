@@ -110,6 +110,24 @@ def test_reference_of_options_is_what_the_commands_say() -> None:
     )
 
 
+def test_blocks_of_the_python_page_run_from_top_to_bottom(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    assert len(blocks) >= 6
+    (tmp_path / "page.py").write_text("\n".join(blocks), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "page.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "guidance is baked in" in done.stdout
+    assert (tmp_path / "ring.mp4").stat().st_size > 1000
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_examples_in_help_parse_and_are_two_or_three(name: str) -> None:
     examples = sys.modules[load_command(name).callback.__module__].EXAMPLES
