@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from launcher import Fault, Launcher
 
 from streamdit_cli.errors import InputError, TerminalError, UsageError
-from streamdit_cli.generate import Wishes, check_wishes, make_plan, parse_size
+from streamdit_cli.plan import Wishes, check_wishes, make_plan
 from streamdit_cli.prompts import LONGEST_PROMPT, equal_parts, read_prompt_file, read_prompts
 from streamdit_cli.video import probe
+from streamdit_cli.video_options import parse_size
 from streamdit_model.weights import ModelConfig
 
 

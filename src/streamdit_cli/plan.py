@@ -1,0 +1,134 @@
+"""What is to be made: the wishes of a command line, and a model's configuration joined to them.
+
+What can be wrong with wishes alone is found before torch is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from streamdit_cli.video_options import Size
+    from streamdit_model.wan.model_config import WanModelConfig
+    from streamdit_model.weights import ModelConfig
+
+__all__ = ["Plan", "Wishes", "check_wishes", "make_plan"]
+
+DEFAULT_SECONDS = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """What the command line asks for, checked as far as it can be without the model."""
+
+    prompts: list[str]
+    negative_prompt: str | None
+    seconds: float | None
+    num_frames: int | None
+    size: Size | None
+    seed: int
+    start: Literal["ramp", "clip"] | None
+    guidance_scale: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is to be made: wishes and the configuration of a model together.
+
+    `events` are prompts, each with the second at which it begins; `num_frames` None is without end.
+    """
+
+    events: list[tuple[str, float]]
+    num_frames: int | None
+    wishes: Wishes
+    config: ModelConfig | WanModelConfig
+
+    @property
+    def seconds(self) -> float | None:
+        """Length of the video; None without end."""
+        return None if self.num_frames is None else self.num_frames / self.config.fps
+
+    @property
+    def texts(self) -> list[str]:
+        """Every text that the model will read, the null text of guidance included."""
+        texts = [prompt for prompt, _ in self.events] or [""]
+        scale = self.wishes.guidance_scale
+        if (self.config.guidance_scale if scale is None else scale) != 1:
+            texts.append(self.wishes.negative_prompt or "")
+        return list(dict.fromkeys(texts))
+
+    @property
+    def line(self) -> str:
+        """The plan in one line for people."""
+        config = self.config
+        length = "without end" if self.seconds is None else f"{self.seconds:.1f} s"
+        size = f"{config.width}x{config.height} at {config.fps:g} FPS"
+        prompts = f", {len(self.events)} prompts" if len(self.events) > 1 else ""
+        return f"{config.name}, {size}, {length}{prompts}, seed {self.wishes.seed}"
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """What the video says about what was asked for."""
+        from streamdit_model.autoencoder import TIME_FACTOR
+        from streamdit_model.model_config import ModelConfig
+
+        wishes = self.wishes
+        words = {"prompt": " | ".join(prompt for prompt, _ in self.events)}
+        if len(self.events) > 1:
+            words["prompts"] = json.dumps(self.events)
+        if wishes.negative_prompt is not None:
+            words["negative_prompt"] = wishes.negative_prompt
+        if wishes.guidance_scale is not None:
+            words["guidance_scale"] = f"{wishes.guidance_scale:g}"
+        if isinstance(self.config, ModelConfig):  # the first chunk of the others is shorter
+            frames = self.config.partition.chunk_size * TIME_FACTOR
+            words["chunk_frames"] = str(frames)
+        return {**words, "seed": str(wishes.seed), "model": self.config.name}
+
+
+def check_wishes(wishes: Wishes) -> None:
+    """Refuse wishes that no model can fulfil.
+
+    Raises:
+        UsageError: two lengths, several prompts without end, or an empty negative prompt.
+    """
+    from streamdit_cli.errors import UsageError
+    from streamdit_cli.prompts import check_prompt, equal_parts
+
+    if wishes.seconds is not None and wishes.num_frames is not None:
+        raise UsageError("--seconds and --num-frames exclude each other")
+    if wishes.prompts:
+        equal_parts(wishes.prompts, wishes.seconds or DEFAULT_SECONDS)
+    if wishes.negative_prompt is not None:
+        check_prompt(wishes.negative_prompt, UsageError, "the negative prompt")
+
+
+def make_plan(wishes: Wishes, config: ModelConfig | WanModelConfig) -> Plan:
+    """Join wishes and the configuration of a model.
+
+    Raises:
+        UsageError: a size the model has not, or guidance that it cannot have.
+    """
+    from streamdit_cli.errors import UsageError
+    from streamdit_cli.prompts import equal_parts
+
+    if wishes.size not in (None, (config.width, config.height)):
+        asked = "x".join(map(str, wishes.size))
+        has = f"{config.width}x{config.height}"
+        raise UsageError(f"{config.name} has not the size {asked}; allowed: {has}")
+    scale = config.guidance_scale if wishes.guidance_scale is None else wishes.guidance_scale
+    asks = "--negative-prompt" if wishes.negative_prompt is not None else "--guidance-scale"
+    if config.distilled and (scale != 1 or wishes.negative_prompt is not None):
+        message = f"{asks} has no effect on {config.name}: guidance is baked in to it"
+        raise UsageError(message, f"leave out {asks}")
+    if wishes.negative_prompt is not None and scale == 1:
+        raise UsageError("--negative-prompt has no effect at guidance scale 1")
+    num_frames = wishes.num_frames
+    if num_frames is None:
+        seconds = DEFAULT_SECONDS if wishes.seconds is None else wishes.seconds
+        num_frames = None if seconds == float("inf") else max(1, round(seconds * config.fps))
+    length = float("inf") if num_frames is None else num_frames / config.fps
+    events = equal_parts(wishes.prompts, length) if wishes.prompts else []
+    return Plan(events=events, num_frames=num_frames, wishes=wishes, config=config)

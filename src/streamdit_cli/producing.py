@@ -1,0 +1,188 @@
+"""From a plan to a video: the model is loaded, the stream and the writer opened, the loop run.
+
+Shared by every command that makes video. The output is taken before; whatever goes wrong before
+its first frame gives it back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from streamdit_cli import console
+from streamdit_cli.making import explained, make, stream_threads, video_metadata
+from streamdit_cli.output import check_output, reserve
+from streamdit_cli.plan import Plan, Wishes, make_plan
+from streamdit_cli.records import Records
+from streamdit_cli.watching import Watchers, open_watchers
+
+if TYPE_CHECKING:
+    from streamdit_cli.model_source import FolderModel
+    from streamdit_cli.open_weights import OpenModel
+    from streamdit_cli.output import Output
+    from streamdit_cli.signals import Signals
+    from streamdit_cli.writer import Writer
+    from streamdit_model.stream import Stream
+    from streamdit_model.wan.model import WanModel
+    from streamdit_model.wan.model_config import WanModelConfig
+    from streamdit_model.weights import Model, ModelConfig
+
+    Source = FolderModel | OpenModel
+
+__all__ = ["Target", "open_stream", "produce", "read_plan"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """Where a video goes, and what is written and shown beside it; as the options say."""
+
+    name: str
+    codec: str | None = None
+    pipe_format: str = "y4m"
+    overwrite: bool = False
+    json_path: str | None = None
+    health: str | None = None
+    contact_sheet: str | None = None
+    preview: bool = False
+    quiet: bool = False
+
+    def check(self) -> None:
+        """Refuse what `reserve` would refuse; takes nothing.
+
+        Raises:
+            UsageError, OutputError: see `output.check_output`.
+        """
+        check_output(
+            self.name, codec=self.codec, pipe_format=self.pipe_format, overwrite=self.overwrite
+        )
+
+    def reserve(self) -> Output:
+        """Take the place of the video.
+
+        Raises:
+            UsageError, OutputError: see `output.reserve`.
+        """
+        place = reserve(
+            self.name, codec=self.codec, pipe_format=self.pipe_format, overwrite=self.overwrite
+        )
+        if self.pipe_format not in ("y4m", place.kind):
+            console.warn(f"--pipe-format {self.pipe_format} has no effect on the file {place.name}")
+        return place
+
+    def open_records(self) -> Records:
+        """Open the records for programs."""
+        return Records(self.json_path, overwrite=self.overwrite)
+
+    def open_watchers(self) -> Watchers:
+        """Open what looks at the frames."""
+        return open_watchers(
+            health=self.health,
+            contact_sheet=self.contact_sheet,
+            preview=self.preview,
+            quiet=self.quiet,
+            overwrite=self.overwrite,
+        )
+
+
+def read_plan(wishes: Wishes, source: Source) -> Plan:
+    """Read the configuration of a model, which takes torch but no weights, and plan with it."""
+    console.status("loading ...")
+    return make_plan(wishes, source.read_config(size=wishes.size, start=wishes.start))
+
+
+def open_stream(plan: Plan, model: Model | WanModel) -> Stream:
+    """Begin the stream of a plan; says which prompts the model reads only in part."""
+    from streamdit_model.stream import PromptEvent, Stream
+
+    for prompt, _ in plan.events:
+        if model.text_encoder.truncated(prompt):
+            limit = model.text_limit
+            console.warn(f"{plan.config.name} reads only {limit} of the prompt {prompt!r}")
+    return Stream(
+        model,
+        [PromptEvent(prompt, seconds) for prompt, seconds in plan.events],
+        seed=plan.wishes.seed,
+        num_frames=plan.num_frames,
+        start=plan.wishes.start,
+        guidance_scale=plan.wishes.guidance_scale,
+        negative_prompt=plan.wishes.negative_prompt,
+    )
+
+
+def produce(
+    wishes: Wishes,
+    source: Source,
+    target: Target,
+    loading: Mapping[str, Any],
+    signals: Signals,
+    *,
+    begin: Callable[[Plan, Model | WanModel], Stream] = open_stream,
+) -> None:
+    """Take the place of the video, load the model, and make it.
+
+    Args:
+        wishes: checked.
+        source: of the model.
+        target: where the video goes.
+        loading: device, dtype and threads, as in `making.load_model`.
+        signals: that end the video.
+        begin: opens the stream of a plan.
+
+    Raises:
+        TerminalError, StreamDiTError: with what was kept, see `making.make`.
+    """
+    place = target.reserve()
+    with ExitStack() as stack:
+        try:
+            records = stack.enter_context(target.open_records())
+            watchers = stack.enter_context(target.open_watchers())
+            if place.replaced:
+                console.warn(f"replacing {place.replaced}")
+            plan = read_plan(wishes, source)
+            stream = begin(plan, _load(plan, source, loading))
+            writer = _open_writer(plan, source, stream, place, records)
+        except BaseException as error:
+            place.release()
+            told = explained(error, "")
+            if told is error:
+                raise
+            raise told from error
+        make(
+            stream,
+            writer,
+            fps=plan.config.fps,
+            seconds=plan.seconds,
+            micro_steps=plan.config.partition.micro_steps,
+            signals=signals,
+            records=records,
+            watchers=watchers,
+        )
+
+
+def _load(plan: Plan, source: Source, loading: Mapping[str, Any]) -> Model | WanModel:
+    """Load the model of a plan."""
+    threads = loading["threads"] or stream_threads()
+    return source.load(prompts=plan.texts, size=plan.wishes.size, **{**loading, "threads": threads})
+
+
+def _open_writer(
+    plan: Plan, source: Source, stream: Stream, place: Output, records: Records
+) -> Writer:
+    """Write the headers of the records and of the video."""
+    config = plan.config
+    size = {"width": config.width, "height": config.height}
+    record = video_metadata({**plan.metadata, **source.metadata}, stream)
+    about = {"output": place.name, **size, "fps": config.fps, "seconds": plan.seconds}
+    records.header({**about, **record})
+    console.status(f"{plan.line} -> {place.name}")
+    if place.kind == "rgb24":
+        console.status(f"to read it: {_ffmpeg_line(config)}")
+    return place.start(**size, fps=config.fps, metadata=record)
+
+
+def _ffmpeg_line(config: ModelConfig | WanModelConfig) -> str:
+    """Return the command that reads raw rgb24 of a model's size from a pipe."""
+    size = f"-video_size {config.width}x{config.height} -framerate {config.fps:g}"
+    return f"ffmpeg -f rawvideo -pix_fmt rgb24 {size} -i - -pix_fmt yuv420p out.mp4"
