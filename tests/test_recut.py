@@ -11,13 +11,13 @@ from tiny_open import tiny_open
 from tiny_streams import tiny_model
 from torch import Tensor
 
-from streamdit_model.recut import baseline, baseline_partition, without_context
 from streamdit_model.errors import ConfigError
 from streamdit_model.flops import count_flops
 from streamdit_model.flow_matching import keyed_noise
 from streamdit_model.frame_text import FrameText
 from streamdit_model.measuring import PROMPTS, Subject, new_denoiser
 from streamdit_model.partition import Partition
+from streamdit_model.recut import baseline, baseline_partition, without_context
 from streamdit_model.sampling import Window
 from streamdit_model.text import TextCondition
 from streamdit_model.transformer import StreamDiT, TransformerConfig

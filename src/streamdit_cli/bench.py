@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,6 +20,7 @@ from streamdit_cli.options import (
     ThreadsOption,
     parse_seconds,
 )
+from streamdit_cli.video_options import Size, parse_size
 
 if TYPE_CHECKING:
     from streamdit_cli.measured import Samples
@@ -47,21 +47,6 @@ FEW_STEPS = 30
 SHARES = {"stages": 0.25, "network": 0.15, "decoded": 0.15, "encoded": 0.45}
 
 
-class Size(NamedTuple):
-    """Of a video, in pixels."""
-
-    width: int
-    height: int
-
-
-def _parse_size(text: str) -> Size:
-    """Read a size in pixels, `640x480`."""
-    found = re.fullmatch(r"([1-9][0-9]{0,4})[x*]([1-9][0-9]{0,4})", str(text).strip().lower())
-    if found is None:
-        raise typer.BadParameter(f"{text!r} is not a size; write WIDTHxHEIGHT, as in 640x480")
-    return Size(*(int(number) for number in found.groups()))
-
-
 def _parse_kinds(text: str) -> tuple[str, ...]:
     """Read a list of baselines, `fifo,clip`."""
     kinds = tuple(dict.fromkeys(word.strip() for word in str(text).lower().split(",")))
@@ -85,7 +70,7 @@ SizeOption = Annotated[
     typer.Option(
         "--size",
         metavar="WxH",
-        parser=_parse_size,
+        parser=parse_size,
         show_default=False,
         help="Pixels; another size than the model's own needs open or random weights.",
     ),

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from streamdit_model import timings
-from streamdit_model.recut import baseline, without_context
 from streamdit_model.flops import count_flops
 from streamdit_model.measuring import Subject, chunk_frames, new_denoiser, synchronize
+from streamdit_model.recut import baseline, without_context
 
 if TYPE_CHECKING:
     from streamdit_model.stream_stages import Denoiser
