@@ -19,6 +19,7 @@ from streamdit_cli.options import (
     LoraOption,
     ModelOption,
     NumFramesOption,
+    OfflineOption,
     OutputOption,
     OverwriteOption,
     PreviewOption,
@@ -68,6 +69,7 @@ def generate(
     decoder: DecoderOption = None,
     lora: LoraOption = None,
     random_weights: RandomWeightsOption = False,
+    offline: OfflineOption = False,
     seed: SeedOption = None,
     start: StartOption = None,
     guidance_scale: GuidanceOption = None,
@@ -104,7 +106,6 @@ def generate(
         guidance_scale=guidance_scale,
     )
     check_wishes(wishes)
-    source = find_source(model, decoder=decoder, loras=lora or (), random_weights=random_weights)
     target = Target(
         name=output or free_name(wishes.prompts[0] if wishes.prompts else ""),
         codec=codec,
@@ -116,8 +117,16 @@ def generate(
         preview=preview,
         quiet=quiet,
     )
+    target.check()
+    source = find_source(
+        model,
+        decoder=decoder,
+        loras=lora or (),
+        random_weights=random_weights,
+        device=device,
+        download=not (dry_run or offline),
+    )
     if dry_run:
-        target.check()
         line = f"{read_plan(wishes, source).line} -> {target.name}"
         console.plain(f"{line}; nothing was made (--dry-run)")
         return
