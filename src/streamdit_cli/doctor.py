@@ -14,16 +14,27 @@ import warnings
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from streamdit_cli.options import JsonOption, OverwriteOption
+import typer
+
+from streamdit_cli.options import (
+    JsonOption,
+    OverwriteOption,
+    RandomWeightsOption,
+    complete_model,
+)
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = ["EXAMPLES", "doctor"]
 
-EXAMPLES = ("streamdit doctor", "streamdit doctor --json -")
+EXAMPLES = (
+    "streamdit doctor",
+    "streamdit doctor --json -",
+    "streamdit doctor --probe rolling-1.3b --video street.mp4",
+)
 
 _PACKAGES = ("streamdit", "torch", "numpy", "av", "safetensors", "huggingface-hub", "typer", "rich")
 _CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")
@@ -37,14 +48,50 @@ _SIDE = 64  # pixels of the frame that is encoded
 _WORKS = "works"
 
 
-def doctor(json_path: JsonOption = None, overwrite: OverwriteOption = False) -> None:
+ProbeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--probe",
+        metavar="MODEL",
+        autocompletion=complete_model,
+        show_default=False,
+        help="Instead: put a clip through a model once; do its weights follow our conventions?",
+    ),
+]
+
+ProbeVideoOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--video",
+        metavar="FILE",
+        show_default=False,
+        help="--probe: the clip, any video of some seconds. Without it: moving shapes.",
+    ),
+]
+
+
+def doctor(
+    probe: ProbeOption = None,
+    video: ProbeVideoOption = None,
+    random_weights: RandomWeightsOption = False,
+    json_path: JsonOption = None,
+    overwrite: OverwriteOption = False,
+) -> None:
     """Show what works on this machine, to be pasted into a question.
 
     Every line was tried: attention on every device, and each encoder with one frame. The exit code
     is 0 when a video can be made, 5 without a model, 6 without an encoder and 7 without a device.
+    With --probe it is 0 when the weights follow our conventions, and 5 when they do not.
     """
     from streamdit_cli.answers import answer
+    from streamdit_cli.errors import UsageError
 
+    if probe is not None:
+        _probe(probe, video, random_weights, json_path, overwrite=overwrite)
+        return
+    if video is not None or random_weights:
+        option = "--video" if video is not None else "--random-weights"
+        raise UsageError(f"{option} has no effect without --probe", "streamdit doctor --help")
     record = {
         "versions": _versions(),
         "cpu": _cpu(),
@@ -63,6 +110,28 @@ def doctor(json_path: JsonOption = None, overwrite: OverwriteOption = False) -> 
     ]
     answer("streamdit doctor", record, ["", "", ""], rows, json_path, overwrite=overwrite)
     _refuse_if_useless(record)
+
+
+def _probe(
+    name: str, video: Path | None, random_weights: bool, json_path: str | None, *, overwrite: bool
+) -> None:
+    """Answer whether the weights of a model follow our conventions.
+
+    Raises:
+        WeightsError: they do not, or it is not clear.
+    """
+    from streamdit_cli.answers import answer
+    from streamdit_cli.probing import probe_model
+    from streamdit_model.errors import WeightsError
+
+    record, columns, rows = probe_model(name, video, random_weights=random_weights)
+    title = f"{record['model']}, error of one step from {record['video']}"
+    answer(title, record, columns, rows, json_path, overwrite=overwrite)
+    if record["fits"] is False:
+        raise WeightsError(
+            f"{record['model']}: {record['verdict']}",
+            "please report it with this table; the video it makes would be noise",
+        )
 
 
 def _refuse_if_useless(record: dict[str, dict[str, Any]]) -> None:
