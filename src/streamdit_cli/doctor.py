@@ -120,6 +120,7 @@ def _probe(
     Raises:
         WeightsError: they do not, or it is not clear.
     """
+    from streamdit_cli import console
     from streamdit_cli.answers import answer
     from streamdit_cli.probing import probe_model
     from streamdit_model.errors import WeightsError
@@ -127,10 +128,11 @@ def _probe(
     record, columns, rows = probe_model(name, video, random_weights=random_weights)
     title = f"{record['model']}, error of one step from {record['video']}"
     answer(title, record, columns, rows, json_path, overwrite=overwrite)
+    if json_path is None:
+        console.result(f"verdict: {record['verdict']}")
     if record["fits"] is False:
         raise WeightsError(
-            f"{record['model']}: {record['verdict']}",
-            "please report it with this table; the video it makes would be noise",
+            f"{record['model']}: {record['verdict']}", "please report it with the table"
         )
 
 

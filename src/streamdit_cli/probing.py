@@ -84,7 +84,7 @@ def probe_model(
         [key, *(f"{value:.4g}" for value in values), f"{sum(values) / len(values):.4g}"]
         for key, values in found.errors.items()
     ]
-    return record, columns, [*rows, ["verdict: " + verdict]]
+    return record, columns, rows
 
 
 def _num_frames(config: ModelConfig | WanModelConfig) -> int:
