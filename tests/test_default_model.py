@@ -77,12 +77,12 @@ def test_without_a_gpu_the_default_is_shapes(pulled: Path) -> None:
     assert default_model() == "shapes"
 
 
-def test_generate_takes_the_default_and_the_library_too(
+def test_generate_takes_the_default(
     pulled: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with_gpu(monkeypatch, NEEDED)
     assert main(["generate", "-p", "x", "-o", str(pulled.parent / "a.mp4"), "--dry-run"]) == 0
-    assert f"{REAL_VIDEO}, 832x480" in capsys.readouterr().out
+    assert f"{REAL_VIDEO}, 832x480" in capsys.readouterr().err
 
 
 def test_choosing_shapes_imports_no_torch(home: Path) -> None:
