@@ -27,7 +27,7 @@ CASES = {
     "generate": [["generate", "-m", NAME, *MADE, "a.mp4", "--json", "a.jsonl", "-v"]],
     "train": [["train", "--config", str(TRAIN), "-o", "run", "--dry-run"]],
     "distill": [["distill", "--config", str(DISTILL), "--teacher", "none", "-o", "student"]],
-    "evaluate": [["evaluate", "-m", NAME, "--prompts", "1", "--seconds", "2"]],
+    "evaluate": [["evaluate", "-m", NAME, "--prompts", "1", "--seconds", "4"]],
     "info": [["info", NAME], ["info"]],
     "models": [["models", "list"], ["models", "pull", NAME, "-v"]],
     "doctor": [["doctor"]],
@@ -101,7 +101,7 @@ def test_error_anywhere_tells_no_token(
     bench: Bench, tiny_model: Path, site: str, kind: str
 ) -> None:
     bench.environment["HF_TOKEN"] = TOKEN
-    words = ["generate", "-m", str(tiny_model), *MADE, "a.mp4", "--json", "a.jsonl"]
+    words = ["generate", "-m", str(tiny_model), "-p", "a", "--num-frames", "1", "-o", "a.mp4"]
     ended = bench.launcher.run(
         [*words, "-v", "--debug"],
         cwd=bench.folder,

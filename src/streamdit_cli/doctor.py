@@ -389,13 +389,21 @@ def _home_as_tilde(text: str) -> str:
 
 def _model() -> dict[str, str]:
     """Return the model that commands take where none is named, and whether it can be read."""
+    from streamdit_cli.cache import cache_folder
+    from streamdit_cli.catalogue import find_files
+    from streamdit_cli.default_model import default_model
     from streamdit_cli.errors import TerminalError
-    from streamdit_cli.presets import find_model
+    from streamdit_cli.presets import find_model, open_preset
     from streamdit_model.errors import StreamDiTError
     from streamdit_model.weights import describe
 
     try:
-        folder, _ = find_model(os.environ.get("STREAMDIT_MODEL"))
+        name = default_model()
+        preset = open_preset(name)
+        if preset is not None:
+            find_files(preset)
+            return {"name": name, "folder": _home_as_tilde(str(cache_folder()))}
+        folder, _ = find_model(name)
         facts = describe(folder)
     except (StreamDiTError, TerminalError) as error:
         return {"missing": _home_as_tilde(str(error))}

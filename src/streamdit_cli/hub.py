@@ -7,7 +7,6 @@ a preset leaves open is looked up once, printed, and held to from then on by the
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 import importlib.metadata
 import logging
@@ -30,15 +29,15 @@ from streamdit_cli.cache import (
     unfinished,
 )
 from streamdit_cli.catalogue import Survey, is_offline, pull_command, survey
-from streamdit_cli.download_faults import NEWER, disk_fault, explained, named_fault
+from streamdit_cli.download_faults import disk_fault, explained, named_fault
 from streamdit_cli.errors import DownloadError, InputError, Stopped, UsageError
+from streamdit_cli.pins import named_paths, pin_of
 from streamdit_cli.repository import CONFIG, check_model_files, is_repository, refreshed
 from streamdit_cli.transfer import Transfer, bar_class
 
 __all__ = ["pull"]
 
 LEFT_ALONE = 3600.0  # seconds after which a file in the making has nobody who writes it
-_SHARD = re.compile(r"-([0-9]{5})-of-([0-9]{5})\.safetensors")
 _LIBRARY = "streamdit"
 _LARGEST_SMALL = 10 * 2**20  # bytes; the Hub keeps a sha256 of everything larger
 
@@ -247,9 +246,9 @@ class _Hub:
                 known = self._pin_model(repo, commit, info, entries)
             else:
                 known = {
-                    path: _pin(repo, path, entries[path], file)
+                    path: pin_of(repo, path, entries[path], file)
                     for file in files
-                    for path in _paths(file, list(entries))
+                    for path in named_paths(file, list(entries))
                 }
             console.status(f"{repo} is at commit {commit}; recorded, and held to from now on")
             for path, (size, sha256) in known.items():
@@ -281,7 +280,7 @@ class _Hub:
                 part="model", repo=repo, revision=commit, path=path, size=0, sha256=""
             )
             if entry.lfs is not None:
-                known[path] = _pin(repo, path, entry, file)
+                known[path] = pin_of(repo, path, entry, file)
                 continue
             if not 0 < int(entry.size or 0) <= _LARGEST_SMALL:
                 raise DownloadError(f"{repo} {path} has {entry.size} bytes and no sha256")
@@ -378,30 +377,3 @@ class _Hub:
         again = f"streamdit models pull {self._name}"
         told = explained(error, repo, path, endpoint=endpoint, again=again, folder=cache_folder())
         return told or error
-
-
-def _paths(file: RemoteFile, names: list[str]) -> list[str]:
-    """Return the files of a repository that an entry means: one, or a whole series of shards."""
-    if "*" not in file.path:
-        if file.path not in names:
-            raise DownloadError(f"{file.repo} has no {file.path}", NEWER)
-        return [file.path]
-    shards = sorted(fnmatch.filter(names, file.path))
-    numbers = [match.groups() for shard in shards if (match := _SHARD.search(shard))]
-    count = len(shards)
-    if not shards or numbers != [(f"{i:05d}", f"{count:05d}") for i in range(1, count + 1)]:
-        raise DownloadError(f"{file.repo} has no whole series {file.path}: {shards or 'no file'}")
-    return shards
-
-
-def _pin(repo: str, path: str, entry: Any, file: RemoteFile) -> tuple[int, str]:
-    """Return size and hash of a file as the Hub has them; a known one must be the same."""
-    if entry.lfs is None or not re.fullmatch(r"[0-9a-f]{64}", str(entry.lfs.sha256)):
-        raise DownloadError(f"{repo} {path} has no sha256 on the Hub, so it cannot be pinned")
-    size, sha256 = int(entry.lfs.size), str(entry.lfs.sha256)
-    if (file.size or size) != size or (file.sha256 or sha256) != sha256:
-        raise DownloadError(
-            f"{repo} {path} is not the file that is pinned: {size} bytes, sha256 {sha256}",
-            NEWER,
-        )
-    return size, sha256
