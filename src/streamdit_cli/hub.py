@@ -107,10 +107,10 @@ def _accept(preset: dict[str, Any], found: Survey, accepted: bool) -> None:
 def _refuse_offline(preset: dict[str, Any], found: Survey, forbidden: str) -> None:
     """Say what is missing and what to type where connections are allowed."""
     name = preset["name"]
-    left = size_words(sum(file.bytes for file in found.missing))
+    left = sum(file.bytes for file in found.missing)
+    words = f"{len(found.missing)} files, {size_words(left)}" if left else "its files"
     raise DownloadError(
-        f"{name} is not complete: {len(found.missing)} files, {left} are missing, and "
-        f"{forbidden} allows no connection",
+        f"{name} is not complete: {words} are missing, and {forbidden} allows no connection",
         pull_command(name),
     )
 
