@@ -117,7 +117,6 @@ def generate(
         preview=preview,
         quiet=quiet,
     )
-    target.check()
     source = find_source(
         model,
         decoder=decoder,
@@ -125,8 +124,10 @@ def generate(
         random_weights=random_weights,
         device=device,
         download=not (dry_run or offline),
+        before_download=target.check,
     )
     if dry_run:
+        target.check()
         line = f"{read_plan(wishes, source).line} -> {target.name}"
         console.plain(f"{line}; nothing was made (--dry-run)")
         return

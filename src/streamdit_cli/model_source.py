@@ -6,7 +6,7 @@ connections are forbidden; what is here is never asked for again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,6 +81,7 @@ def find_source(
     random_weights: bool = False,
     device: str | None = None,
     download: bool = False,
+    before_download: Callable[[], None] = lambda: None,
 ) -> FolderModel | OpenModel:
     """Find the model of a name; files of open weights are looked at, nothing is loaded.
 
@@ -91,6 +92,7 @@ def find_source(
         random_weights: take open weights' sizes only.
         device: that was asked for.
         download: fetch what is not here, if it was named and connections are allowed.
+        before_download: refuses what would be refused after it.
 
     Raises:
         UsageError: no such model, one that makes no video, or options that it does not have.
@@ -100,10 +102,10 @@ def find_source(
     from streamdit_cli.presets import DEFAULT_MODEL, find_model, find_repository, open_preset
 
     wanted = name or default_model(device)
-    download = download and name is not None
+    before = before_download if download and name is not None else None
     preset = open_preset(wanted)
     if preset is not None:
-        files = () if random_weights else _files_of(preset, download=download)
+        files = () if random_weights else _files_of(preset, before)
         return OpenModel(preset=preset, files=files, decoder=decoder, loras=loras)
     given = {"--decoder": decoder, "--lora": loras, "--random-weights": random_weights}
     for option, value in given.items():
@@ -114,18 +116,24 @@ def find_source(
             )
     repository = find_repository(wanted)
     if repository is not None:
-        return FolderModel(folder=_files_of(repository, download=download)[0].local.parent)
+        return FolderModel(folder=_files_of(repository, before)[0].local.parent)
     folder, _ = find_model(wanted)
     return FolderModel(folder=folder, is_embedded=wanted == DEFAULT_MODEL)
 
 
-def _files_of(preset: dict[str, Any], *, download: bool) -> list[RemoteFile]:
-    """Return the files of a model, all here and verified; what is missing is fetched if allowed."""
+def _files_of(preset: dict[str, Any], before: Callable[[], None] | None) -> list[RemoteFile]:
+    """Return the files of a model, all here and verified.
+
+    Args:
+        preset: of open weights, or of a repository.
+        before: called before what is missing is fetched; None fetches nothing.
+    """
     try:
         return find_files(preset)
     except MissingWeights as error:
-        if not download or is_offline():
+        if before is None or is_offline():
             raise
+        before()
         console.status(f"{error}; fetching it to {cache_folder()}")
     from streamdit_cli.hub import pull
 
