@@ -15,6 +15,7 @@ from streamdit_cli.cache import (
     size_words,
 )
 from streamdit_cli.errors import MissingWeights
+from streamdit_cli.repository import is_repository
 
 __all__ = [
     "Survey",
@@ -124,6 +125,8 @@ def find_files(preset: dict[str, Any]) -> list[RemoteFile]:
     found = survey(preset)
     name = preset["name"]
     hint = pull_command(name)
+    if found.state == "no" and is_repository(preset):
+        raise MissingWeights(f"{name} is not downloaded, and no folder here has that name", hint)
     if found.state == "no":
         raise MissingWeights(
             f"{name} is not downloaded: {found.size_text}, licence: {preset['licence']}", hint

@@ -183,7 +183,9 @@ def find_model(name: str | None = None) -> tuple[Path, dict[str, Any] | None]:
     if repository is not None:
         return find_files(repository)[0].local.parent, None
     if os.sep in wanted or wanted.startswith("."):
-        raise UsageError(f"there is no folder {wanted!r}", "-m takes a preset, a folder or a run")
+        raise UsageError(
+            f"there is no folder {wanted!r}", "-m takes a preset, a folder, a run, or OWNER/NAME"
+        )
     raise UsageError(f"there is no model or folder {wanted!r}; {nearest(wanted, preset_names())}")
 
 
