@@ -42,7 +42,7 @@ def pulled(bench: Bench, tiny_model: Path) -> Bench:
     ended = bench.pull(name=NAME)
     assert ended.code == 0, ended.stderr
     bench.hub.forget()
-    bench.environment["HF_TOKEN"] = TOKEN
+    bench.environment |= {"HF_TOKEN": TOKEN, "STREAMDIT_MODEL": NAME}
     (bench.folder / "home" / "token").write_text(TOKEN)
     return bench
 
