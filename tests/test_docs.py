@@ -14,6 +14,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import option_reference
 import pytest
 import tomli
 import typer
@@ -101,6 +102,30 @@ def test_commands_in_documents_parse(page: Path) -> None:
             parse(words)
         except typer.BadParameter.__bases__[0] as error:
             raise AssertionError(f"{shlex.join(words)}: {error.format_message()}") from None
+
+
+def test_reference_of_options_is_what_the_commands_say() -> None:
+    assert option_reference.PAGE.read_text(encoding="utf-8") == option_reference.reference(), (
+        "run: python tests/option_reference.py"
+    )
+
+
+def test_blocks_of_the_python_page_run_from_top_to_bottom(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    assert len(blocks) >= 6
+    (tmp_path / "page.py").write_text("\n".join(blocks), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "page.py"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "guidance is baked in" in done.stdout
+    assert (tmp_path / "ring.mp4").stat().st_size > 1000
 
 
 @pytest.mark.parametrize("name", COMMANDS)

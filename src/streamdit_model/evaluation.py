@@ -36,6 +36,7 @@ __all__ = [
     "autoencoder_report",
     "check_seconds",
     "evaluation_clips",
+    "judge_streams",
     "report",
     "score_streams",
 ]
@@ -153,19 +154,59 @@ def score_streams(
         ConfigError: a length that windows of 2 s do not divide.
         NumericsError: the model made video that is not finite.
     """
+
+    def make(words: Sequence[str], seeds: Sequence[int]) -> Tensor:
+        return _videos(model, words, seeds, seconds, guidance_scale)
+
+    yield from judge_streams(
+        make,
+        clips,
+        seconds,
+        border_frames=model.config.partition.chunk_size * TIME_FACTOR,
+        seed=seed,
+        batch=batch,
+        prompts=prompts,
+        keep_frames=keep_frames,
+    )
+
+
+def judge_streams(
+    make: Callable[[Sequence[str], Sequence[int]], Tensor],
+    clips: Sequence[Clip],
+    seconds: float,
+    *,
+    border_frames: int,
+    seed: int = 0,
+    batch: int = 16,
+    prompts: Sequence[str] | None = None,
+    keep_frames: bool = False,
+) -> Iterator[StreamScore]:
+    """Make a stream for each clip's caption, by whatever way, and judge it.
+
+    Args:
+        make: prompts and seeds to uint8 (streams, frames, height, width, 3) of `seconds`.
+        clips, seconds, seed, batch, prompts, keep_frames: as in `score_streams`.
+        border_frames: video frames from one border to the next.
+
+    Yields:
+        The scores in order.
+
+    Raises:
+        ConfigError: a length that windows of 2 s do not divide.
+    """
     check_seconds(seconds)
     words = [caption(clip) for clip in clips] if prompts is None else list(prompts)
     for first in range(0, len(clips), batch):
         some = clips[first : first + batch]
         seeds = [seed + first + index for index in range(len(some))]
-        videos = _videos(model, words[first : first + batch], seeds, seconds, guidance_scale)
+        videos = make(words[first : first + batch], seeds)
         for clip, frames in zip(some, videos, strict=True):
             verdicts = tuple(judge_windows(frames, WINDOW_SECONDS))
             yield StreamScore(
                 clip=clip,
                 windows=tuple(score(verdict, clip.attributes) for verdict in verdicts),
                 verdicts=verdicts,
-                border_step=_border_step(frames, model.config.partition.chunk_size * TIME_FACTOR),
+                border_step=_border_step(frames, border_frames),
                 latent_step=_border_step(frames, TIME_FACTOR),
                 frames=frames if keep_frames else None,
             )

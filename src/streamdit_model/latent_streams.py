@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from streamdit_model.errors import ConfigError, NumericsError
-from streamdit_model.flow_matching import keyed_noise
+from streamdit_model.flow_matching import Noise, keyed_noise
 from streamdit_model.guidance import guided_velocity
-from streamdit_model.sampling import cycle, warm_up
+from streamdit_model.sampling import Velocity, cycle, warm_up
 from streamdit_model.stream_stages import PromptKeys, encode_now, new_buffer
 from streamdit_model.transformer import FrameText
 from streamdit_model.weights import Model
 
-__all__ = ["stream_latents", "stream_video", "to_uint8"]
+__all__ = [
+    "SideBySide",
+    "decode_latents",
+    "side_by_side",
+    "stream_latents",
+    "stream_video",
+    "to_uint8",
+]
 
 
 @torch.inference_mode()
@@ -47,10 +55,55 @@ def stream_latents(
     Raises:
         ConfigError: numbers of prompts and seeds that differ, or as in `Stream`.
     """
-    if len(prompts) != len(seeds) or not prompts or num_chunks < 1:
+    if num_chunks < 1:
+        raise ConfigError(f"{num_chunks} chunks; at least 1 is needed")
+    parts = side_by_side(
+        model, prompts, seeds, guidance_scale=guidance_scale, negative_prompt=negative_prompt
+    )
+    buffer = new_buffer(model, batch=len(prompts))
+
+    def text(first_frame: int, num_frames: int, micro_step: int) -> FrameText:
+        return parts.text
+
+    config = model.config
+    start = config.start if start is None else start
+    warm_up(buffer, parts.velocity, parts.noise, text, start=start, stepper=config.stepper)
+    for _ in range(num_chunks):
+        yield cycle(buffer, parts.velocity, parts.noise, text, stepper=config.stepper)
+
+
+@dataclass(frozen=True, slots=True)
+class SideBySide:
+    """What several streams of one model, each with one prompt for all its frames, are made from.
+
+    Args:
+        velocity: with its guidance.
+        text: of all streams, for the velocity.
+        noise: of all streams.
+    """
+
+    velocity: Velocity
+    text: FrameText
+    noise: Noise
+
+
+def side_by_side(
+    model: Model,
+    prompts: Sequence[str | None],
+    seeds: Sequence[int],
+    *,
+    guidance_scale: float | None = None,
+    negative_prompt: str | None = None,
+) -> SideBySide:
+    """Encode the prompts and key the noise of several streams; arguments as `stream_latents`.
+
+    Raises:
+        ConfigError: numbers of prompts and seeds that differ, or as in `Stream`.
+    """
+    if len(prompts) != len(seeds) or not prompts:
         raise ConfigError(
-            f"{len(prompts)} prompts, {len(seeds)} seeds and {num_chunks} chunks; as many seeds "
-            "as prompts are needed, and at least 1 of each"
+            f"{len(prompts)} prompts and {len(seeds)} seeds; as many seeds as prompts are needed, "
+            "and at least 1 of each"
         )
     velocity = guided_velocity(
         model, guidance_scale=guidance_scale, negative_prompt=negative_prompt
@@ -58,19 +111,9 @@ def stream_latents(
     keys = PromptKeys(model, encode_now, size=len(prompts))
     distinct = tuple(dict.fromkeys(prompts))
     index = [distinct.index(prompt) for prompt in prompts]
-    seen = FrameText(keys.join(distinct), torch.tensor(index, device=model.device))
-    buffer = new_buffer(model, batch=len(prompts))
-    _, channels, _, height, width = buffer.latents.shape
-    noise = keyed_noise(seeds, channels, height, width, device=model.device)
-
-    def text(first_frame: int, num_frames: int, micro_step: int) -> FrameText:
-        return seen
-
-    config = model.config
-    start = config.start if start is None else start
-    warm_up(buffer, velocity, noise, text, start=start, stepper=config.stepper)
-    for _ in range(num_chunks):
-        yield cycle(buffer, velocity, noise, text, stepper=config.stepper)
+    text = FrameText(keys.join(distinct), torch.tensor(index, device=model.device))
+    noise = keyed_noise(seeds, *model.config.frame_shape, device=model.device)
+    return SideBySide(velocity, text, noise)
 
 
 @torch.inference_mode()
@@ -118,6 +161,31 @@ def stream_video(
         if number in spans[span]:
             parts[span].append(to_uint8(video))
     return [torch.cat(part, dim=1) for part in parts]
+
+
+@torch.inference_mode()
+def decode_latents(model: Model, latents: Iterator[Tensor], num_frames: int) -> Tensor:
+    """Decode the first frames of streams side by side.
+
+    Args:
+        model: gives the autoencoder.
+        latents: (batch, channels, frames, height, width) each, as many as are needed.
+        num_frames: video frames, at least 1.
+
+    Returns:
+        uint8 (streams, num_frames, height, width, 3) on the CPU.
+
+    Raises:
+        NumericsError: the video is not finite.
+    """
+    parts, made, state = [], 0, None
+    while made < num_frames:
+        video, state = model.autoencoder.decode_step(next(latents).to(model.dtype), state)
+        if not bool(video.isfinite().all()):
+            raise NumericsError("the model made video that is not finite")
+        parts.append(to_uint8(video))
+        made += video.shape[2]
+    return torch.cat(parts, dim=1)[:, :num_frames]
 
 
 def to_uint8(video: Tensor) -> Tensor:
