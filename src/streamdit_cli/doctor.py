@@ -348,22 +348,14 @@ def _picture() -> torch.Tensor:
 
 def _folders() -> dict[str, str]:
     """Return the folders that are written to, with the space that is left there."""
+    from streamdit_cli.cache import cache_folder
+
     folders = {
         "this folder": Path.cwd(),
         "temporary files": Path(tempfile.gettempdir()),
-        "model cache": _cache(),
+        "model cache": cache_folder(),
     }
     return {name: _describe_folder(path) for name, path in folders.items()}
-
-
-def _cache() -> Path:
-    """Return where downloaded models are kept, as the Hub's own tools choose it."""
-    environment = os.environ
-    if "HF_HUB_CACHE" in environment:
-        return Path(environment["HF_HUB_CACHE"]).expanduser()
-    above = Path(environment.get("XDG_CACHE_HOME", "~/.cache"))
-    home = Path(environment.get("HF_HOME", above / "huggingface"))
-    return (home / "hub").expanduser()
 
 
 def _describe_folder(path: Path) -> str:
