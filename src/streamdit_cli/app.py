@@ -62,6 +62,7 @@ COMMANDS: dict[str, str] = {
     "train": "Train a model stage by stage from one recipe.",
     "distill": "Shorten a trained model to one network call for each chunk.",
     "evaluate": "Score a model: does its video show what the captions say?",
+    "bench": "Measure how fast a model makes video here, stage by stage and end to end.",
     "info": "Show a model, preset, run or video, or draw a partition.",
     "models": "List, download, verify and remove open weights.",
     "doctor": "Show what works on this machine, to be pasted into a question.",

@@ -5,9 +5,7 @@ Nothing is sent anywhere, no token is shown, and the home folder is written as `
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
-import platform
 import shutil
 import tempfile
 import warnings
@@ -18,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from streamdit_cli.machine import all_devices, cpu, devices, memory, size_words, versions
 from streamdit_cli.options import (
     JsonOption,
     OverwriteOption,
@@ -36,8 +35,6 @@ EXAMPLES = (
     "streamdit doctor --probe rolling-1.3b --video street.mp4",
 )
 
-_PACKAGES = ("streamdit", "torch", "numpy", "av", "safetensors", "huggingface-hub", "typer", "rich")
-_CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")
 _VARIABLES = (
     *("STREAMDIT_MODEL", "STREAMDIT_DEVICE", "STREAMDIT_DTYPE", "STREAMDIT_THREADS"),
     *("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "HF_HUB_OFFLINE"),
@@ -93,10 +90,10 @@ def doctor(
         option = "--video" if video is not None else "--random-weights"
         raise UsageError(f"{option} has no effect without --probe", "streamdit doctor --help")
     record = {
-        "versions": _versions(),
-        "cpu": _cpu(),
-        "memory": _memory(),
-        "devices": _devices(),
+        "versions": versions(),
+        "cpu": cpu(),
+        "memory": memory(),
+        "devices": devices(),
         "attention": _attention(),
         "encoders": _encoders(),
         "folders": _folders(),
@@ -162,108 +159,6 @@ def _words(value: object) -> str:
     return str(value)
 
 
-def _versions() -> dict[str, str]:
-    """Return the versions that decide about frames and files."""
-    versions = {"Python": platform.python_version(), "system": platform.platform()}
-    for name in _PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = "not installed"
-    return versions
-
-
-def _cpu() -> dict[str, Any]:
-    """Return what kind of processor it is, and what of it may be used."""
-    import torch
-
-    from streamdit_cli.making import fastest_dtype
-
-    lines = _system_lines("/proc/cpuinfo")
-    found = set(lines.get("flags", lines.get("Features", "")).split())
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {
-        "name": lines.get("model name", platform.processor() or platform.machine()),
-        "cores": cores,
-        "torch threads": torch.get_num_threads(),
-        "torch uses": torch.backends.cpu.get_cpu_capability(),
-        "features": [name for name in _CPU_FEATURES if name in found],
-        "dtype": str(fastest_dtype(torch.device("cpu"))).removeprefix("torch."),
-    }
-
-
-def _system_lines(path: str) -> dict[str, str]:
-    """Return the `name: value` lines of a file of the system, the first of each name."""
-    found: dict[str, str] = {}
-    try:
-        text = Path(path).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return found
-    for line in text.splitlines():
-        name, _, value = line.partition(":")
-        found.setdefault(name.strip(), value.strip())
-    return found
-
-
-def _first_word(path: str) -> str:
-    """Return the first word of a file of the system; empty without one."""
-    try:
-        return (Path(path).read_text(encoding="ascii").split() or [""])[0]
-    except (OSError, ValueError):
-        return ""
-
-
-def _memory() -> dict[str, str]:
-    """Return how much memory there is and how much of it is free, where the system tells."""
-    found = {}
-    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        found["in all"] = _size(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    limit = _first_word("/sys/fs/cgroup/memory.max")
-    if limit.isdigit():  # of a container
-        found["limit"] = _size(int(limit))
-    available = _system_lines("/proc/meminfo").get("MemAvailable", "").split()
-    if available:
-        found["available"] = _size(int(available[0]) * 1024)
-    return found or {"in all": "unknown"}
-
-
-def _size(count: int) -> str:
-    """Return bytes for people."""
-    return f"{count / 2**30:.1f} GiB"
-
-
-def _all_devices() -> list[torch.device]:
-    """Return the CPU and every accelerator that torch can use."""
-    import torch
-
-    devices = [torch.device("cpu")]
-    if torch.cuda.is_available():
-        devices += [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
-    if torch.backends.mps.is_available():
-        devices.append(torch.device("mps"))
-    return devices
-
-
-def _devices() -> dict[str, str]:
-    """Return every device with what it is; the first accelerator is what commands use."""
-    import torch
-
-    found = {}
-    for device in _all_devices():
-        words = "always there"
-        if device.type == "cuda":
-            facts = torch.cuda.get_device_properties(device)
-            free = torch.cuda.mem_get_info(device)[0]
-            memory = f"{_size(facts.total_memory)}, {_size(free)} free"
-            words = f"{facts.name}, capability {facts.major}.{facts.minor}, {memory}"
-        elif device.type == "mps":
-            words = "the GPU of this Mac"
-        found[str(device)] = words
-    if torch.version.cuda or torch.version.hip:
-        found["torch was built for"] = f"CUDA {torch.version.cuda}, HIP {torch.version.hip}"
-    return found
-
-
 def _attention() -> dict[str, str]:
     """Try each kind of attention on each device, in the number type that is used there."""
     import torch
@@ -281,7 +176,7 @@ def _attention() -> dict[str, str]:
 
     return {
         f"{name.lower()} on {device}": _try(lambda: attend(device, name))  # noqa: B023
-        for device in _all_devices()
+        for device in all_devices()
         for name in _ATTENTION
     }
 
@@ -367,7 +262,7 @@ def _describe_folder(path: Path) -> str:
     if not os.access(nearest, os.W_OK):
         state += ", cannot be written to"
     try:
-        free = _size(shutil.disk_usage(nearest).free)
+        free = size_words(shutil.disk_usage(nearest).free)
     except OSError as error:
         free = error.strerror or "unknown"
     return f"{_home_as_tilde(str(path))}: {free} free{state}"
