@@ -26,6 +26,9 @@ class Repo:
         sha: its commit.
         files: path -> bytes.
         refused: HTTP status and error code of all that is asked of it; empty for none.
+        plain: paths that git keeps itself, so that the Hub has no sha256 of them.
+        refs: tags and branches beside main, at the same commit.
+        card: what the head of its model card says.
         faults: path -> (kind, how many GETs), kinds: `cut`, `stall`, `slow`, `flip`, `busy`,
             `page`, `range`, `gone`, `short`.
     """
@@ -33,6 +36,9 @@ class Repo:
     sha: str
     files: dict[str, bytes]
     refused: tuple[int, str] | tuple[()] = ()
+    plain: frozenset[str] = frozenset()
+    refs: tuple[str, ...] = ()
+    card: dict[str, str] = field(default_factory=dict)
     faults: dict[str, tuple[str, int]] = field(default_factory=dict)
 
 
@@ -147,22 +153,19 @@ class _Handler(BaseHTTPRequestHandler):
             return 401, "RepoNotFound"
         if repo.refused:
             return repo.refused
-        return () if revision in ("main", repo.sha) else (404, "RevisionNotFound")
+        return () if revision in ("main", repo.sha, *repo.refs) else (404, "RevisionNotFound")
 
     def _describe(self, name: str, revision: str) -> int:
         if refusal := self._refusal(name, revision):
             return self._send(refusal[0], {"X-Error-Code": refusal[1]}, b"{}")
         repo = self.hub.repos[name]
-        siblings = [
-            {
-                "rfilename": path,
-                "size": len(data),
-                "blobId": hashlib.sha1(data).hexdigest(),
-                "lfs": {"sha256": _sha(data), "size": len(data), "pointerSize": 135},
-            }
-            for path, data in repo.files.items()
-        ]
+        siblings: list[dict[str, Any]] = []
+        for path, data in repo.files.items():
+            entry = {"rfilename": path, "size": len(data), "blobId": _git_hash(data)}
+            lfs = {"sha256": _sha(data), "size": len(data), "pointerSize": 135}
+            siblings.append(entry if path in repo.plain else {**entry, "lfs": lfs})
         record = {"id": name, "modelId": name, "sha": repo.sha, "private": False, "tags": []}
+        record["cardData"] = repo.card
         text = json.dumps({**record, "siblings": siblings})
         return self._send(200, {"Content-Type": "application/json"}, text.encode())
 
@@ -175,13 +178,12 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(404, {"X-Error-Code": "EntryNotFound"}, b"{}")
         if repo.faults.get(path, ("", 0))[0] == "page":
             return self._send(200, {"Content-Type": "text/html"}, PAGE)
-        headers = {
-            "X-Repo-Commit": repo.sha,
-            "ETag": f'"{_sha(data)}"',
-            "X-Linked-ETag": f'"{_sha(data)}"',
-            "X-Linked-Size": str(len(data)),
-            "Accept-Ranges": "bytes",
-        }
+        headers = {"X-Repo-Commit": repo.sha, "Accept-Ranges": "bytes"}
+        if path in repo.plain:
+            headers["ETag"] = f'"{_git_hash(data)}"'
+        else:
+            headers |= {"ETag": f'"{_sha(data)}"', "X-Linked-ETag": f'"{_sha(data)}"'}
+            headers["X-Linked-Size"] = str(len(data))
         if self.command == "HEAD":
             return self._send(200, headers, data)
         return self._transfer(repo, path, data, headers)
@@ -237,3 +239,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _sha(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
+
+
+def _git_hash(data: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()

@@ -43,7 +43,7 @@ assert main(["models", "list"]) == 0
 assert main(["models", "--help"]) == 0
 assert main(["info", "rolling-1.3b"]) == 0
 assert main(["models", "pull", "rolling-1.3b", "--offline"]) == 5
-assert main(["generate", "-p", "x", "-m", "rolling-1.3b"]) == 5
+assert main(["generate", "-p", "x", "-m", "rolling-1.3b", "--offline"]) == 5
 """
 
 

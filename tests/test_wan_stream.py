@@ -477,7 +477,7 @@ def test_open_weights_that_are_not_here_are_refused_with_what_to_type(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     written_preset(folder / "presets", "tiny")
-    assert main(["generate", "-m", "tiny", "-p", "x", "--quiet"]) == 5
+    assert main(["generate", "-m", "tiny", "-p", "x", "--quiet", "--offline"]) == 5
     assert "models pull tiny" in capsys.readouterr().err
 
 

@@ -23,7 +23,8 @@ def load(
     """Load a model as `streamdit generate -m NAME` does.
 
     Args:
-        name: a preset, a model folder or a training run; None is `STREAMDIT_MODEL`, else `shapes`.
+        name: a preset, a model folder, a training run, or OWNER/NAME[@REVISION] of the Hub; nothing
+            is downloaded. None is what `generate` takes without `-m`.
         device: `cpu`, `cuda`, `cuda:1` or `mps`; None is a CUDA GPU if there is one.
         dtype: `float32` or `bfloat16`; None is what is fastest here.
 

@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from streamdit_cli.errors import DownloadError
 from streamdit_cli.schema import is_remote_path
@@ -29,6 +30,7 @@ __all__ = [
     "cache_folder",
     "discard",
     "fault",
+    "lock_folder",
     "needed_files",
     "parts_of",
     "read_lock",
@@ -166,13 +168,18 @@ def _stamp(file: RemoteFile) -> list[Any] | None:
     return [status.st_ino, status.st_size, status.st_mtime_ns, file.sha256]
 
 
+def lock_folder(cache: Path) -> Path:
+    """Return the folder of the lock files that belong to a cache."""
+    return cache.parent / "streamdit"
+
+
 def read_lock(name: str) -> Lock:
-    """Read the lock file of a preset; an empty one when there is none.
+    """Read the lock file of a preset or of a repository; an empty one when there is none.
 
     Raises:
         DownloadError: it cannot be read, or is not as this program writes it.
     """
-    path = cache_folder().parent / "streamdit" / f"{name}.lock.json"
+    path = lock_folder(cache_folder()) / f"{quote(name, safe='@')}.lock.json"
     lock = Lock(path=path)
     try:
         with open(path, "rb") as file:

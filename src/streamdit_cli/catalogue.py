@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,28 @@ from streamdit_cli.cache import (
     size_words,
 )
 from streamdit_cli.errors import MissingWeights
+from streamdit_cli.repository import is_repository
 
-__all__ = ["Survey", "find_files", "is_open", "open_facts", "open_rows", "survey"]
+__all__ = [
+    "Survey",
+    "find_files",
+    "is_offline",
+    "is_open",
+    "open_facts",
+    "open_rows",
+    "pull_command",
+    "survey",
+]
+
+
+def is_offline() -> bool:
+    """Whether the environment forbids connections."""
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+
+
+def pull_command(name: str) -> str:
+    """Return what to type to download a model, whatever the environment says."""
+    return f"{'HF_HUB_OFFLINE=0 ' if is_offline() else ''}streamdit models pull {name}"
 
 
 def is_open(preset: dict[str, Any]) -> bool:
@@ -68,6 +89,8 @@ class Survey:
     @property
     def size_text(self) -> str:
         """The download size in words."""
+        if not self.size:
+            return "its size is not known yet"
         return size_words(self.size) if self.is_exact else f"about {size_words(self.size)}"
 
 
@@ -101,7 +124,9 @@ def find_files(preset: dict[str, Any]) -> list[RemoteFile]:
     """
     found = survey(preset)
     name = preset["name"]
-    hint = f"streamdit models pull {name}"
+    hint = pull_command(name)
+    if found.state == "no" and is_repository(preset):
+        raise MissingWeights(f"{name} is not downloaded, and no folder here has that name", hint)
     if found.state == "no":
         raise MissingWeights(
             f"{name} is not downloaded: {found.size_text}, licence: {preset['licence']}", hint

@@ -12,17 +12,28 @@ import warnings
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from streamdit_cli.machine import all_devices, cpu, devices, memory, size_words, versions
-from streamdit_cli.options import JsonOption, OverwriteOption
+from streamdit_cli.options import (
+    JsonOption,
+    OverwriteOption,
+    RandomWeightsOption,
+    complete_model,
+)
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = ["EXAMPLES", "doctor"]
 
-EXAMPLES = ("streamdit doctor", "streamdit doctor --json -")
+EXAMPLES = (
+    "streamdit doctor",
+    "streamdit doctor --json -",
+    "streamdit doctor --probe rolling-1.3b --video street.mp4",
+)
 
 _VARIABLES = (
     *("STREAMDIT_MODEL", "STREAMDIT_DEVICE", "STREAMDIT_DTYPE", "STREAMDIT_THREADS"),
@@ -34,14 +45,50 @@ _SIDE = 64  # pixels of the frame that is encoded
 _WORKS = "works"
 
 
-def doctor(json_path: JsonOption = None, overwrite: OverwriteOption = False) -> None:
+ProbeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--probe",
+        metavar="MODEL",
+        autocompletion=complete_model,
+        show_default=False,
+        help="Instead: put a clip through a model once; do its weights follow our conventions?",
+    ),
+]
+
+ProbeVideoOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--video",
+        metavar="FILE",
+        show_default=False,
+        help="--probe: the clip, any video of some seconds. Without it: moving shapes.",
+    ),
+]
+
+
+def doctor(
+    probe: ProbeOption = None,
+    video: ProbeVideoOption = None,
+    random_weights: RandomWeightsOption = False,
+    json_path: JsonOption = None,
+    overwrite: OverwriteOption = False,
+) -> None:
     """Show what works on this machine, to be pasted into a question.
 
     Every line was tried: attention on every device, and each encoder with one frame. The exit code
     is 0 when a video can be made, 5 without a model, 6 without an encoder and 7 without a device.
+    With --probe it is 0 when the weights follow our conventions, and 5 when they do not.
     """
     from streamdit_cli.answers import answer
+    from streamdit_cli.errors import UsageError
 
+    if probe is not None:
+        _probe(probe, video, random_weights, json_path, overwrite=overwrite)
+        return
+    if video is not None or random_weights:
+        option = "--video" if video is not None else "--random-weights"
+        raise UsageError(f"{option} has no effect without --probe", "streamdit doctor --help")
     record = {
         "versions": versions(),
         "cpu": cpu(),
@@ -60,6 +107,30 @@ def doctor(json_path: JsonOption = None, overwrite: OverwriteOption = False) -> 
     ]
     answer("streamdit doctor", record, ["", "", ""], rows, json_path, overwrite=overwrite)
     _refuse_if_useless(record)
+
+
+def _probe(
+    name: str, video: Path | None, random_weights: bool, json_path: str | None, *, overwrite: bool
+) -> None:
+    """Answer whether the weights of a model follow our conventions.
+
+    Raises:
+        WeightsError: they do not, or it is not clear.
+    """
+    from streamdit_cli import console
+    from streamdit_cli.answers import answer
+    from streamdit_cli.probing import probe_model
+    from streamdit_model.errors import WeightsError
+
+    record, columns, rows = probe_model(name, video, random_weights=random_weights)
+    title = f"{record['model']}, error of one step from {record['video']}"
+    answer(title, record, columns, rows, json_path, overwrite=overwrite)
+    if json_path is None:
+        console.result(f"verdict: {record['verdict']}")
+    if record["fits"] is False:
+        raise WeightsError(
+            f"{record['model']}: {record['verdict']}", "please report it with the table"
+        )
 
 
 def _refuse_if_useless(record: dict[str, dict[str, Any]]) -> None:
@@ -172,22 +243,14 @@ def _picture() -> torch.Tensor:
 
 def _folders() -> dict[str, str]:
     """Return the folders that are written to, with the space that is left there."""
+    from streamdit_cli.cache import cache_folder
+
     folders = {
         "this folder": Path.cwd(),
         "temporary files": Path(tempfile.gettempdir()),
-        "model cache": _cache(),
+        "model cache": cache_folder(),
     }
     return {name: _describe_folder(path) for name, path in folders.items()}
-
-
-def _cache() -> Path:
-    """Return where downloaded models are kept, as the Hub's own tools choose it."""
-    environment = os.environ
-    if "HF_HUB_CACHE" in environment:
-        return Path(environment["HF_HUB_CACHE"]).expanduser()
-    above = Path(environment.get("XDG_CACHE_HOME", "~/.cache"))
-    home = Path(environment.get("HF_HOME", above / "huggingface"))
-    return (home / "hub").expanduser()
 
 
 def _describe_folder(path: Path) -> str:
@@ -213,13 +276,21 @@ def _home_as_tilde(text: str) -> str:
 
 def _model() -> dict[str, str]:
     """Return the model that commands take where none is named, and whether it can be read."""
+    from streamdit_cli.cache import cache_folder
+    from streamdit_cli.catalogue import find_files
+    from streamdit_cli.default_model import default_model
     from streamdit_cli.errors import TerminalError
-    from streamdit_cli.presets import find_model
+    from streamdit_cli.presets import find_model, open_preset
     from streamdit_model.errors import StreamDiTError
     from streamdit_model.weights import describe
 
     try:
-        folder, _ = find_model(os.environ.get("STREAMDIT_MODEL"))
+        name = default_model()
+        preset = open_preset(name)
+        if preset is not None:
+            find_files(preset)
+            return {"name": name, "folder": _home_as_tilde(str(cache_folder()))}
+        folder, _ = find_model(name)
         facts = describe(folder)
     except (StreamDiTError, TerminalError) as error:
         return {"missing": _home_as_tilde(str(error))}

@@ -12,7 +12,7 @@ from typing import Any
 
 from streamdit_cli.errors import DownloadError
 
-__all__ = ["NEWER", "disk_fault", "explained"]
+__all__ = ["NEWER", "disk_fault", "explained", "named_fault"]
 
 NEWER = "a newer streamdit may have a new pin; --look-in DIR takes files you have"
 LOG_IN = "hf auth login, or HF_TOKEN"
@@ -37,6 +37,31 @@ def explained(
     return _repository_fault(cause, what, repo, endpoint, again) or _network_fault(
         cause, what, endpoint, again, folder
     )
+
+
+def named_fault(
+    error: BaseException, repo: str, revision: str | None, *, endpoint: str
+) -> DownloadError | None:
+    """Return what is wrong with a name that a person typed; None for any other error.
+
+    Args:
+        error: as the Hub's library raised it.
+        repo, revision: what was typed.
+        endpoint: the address of the Hub.
+    """
+    names = _names(error)
+    if "GatedRepoError" in names:  # exists; and is a kind of the next
+        return None
+    if "RepositoryNotFoundError" in names:
+        return DownloadError(
+            f"{repo} is not on {endpoint}, or is private, and there is no such folder here",
+            f"a folder is written ./{repo}; for a private repository {LOG_IN}",
+        )
+    if "RevisionNotFoundError" in names:
+        return DownloadError(
+            f"{repo} has no revision {revision}", f"{endpoint}/{repo}/commits/main shows them"
+        )
+    return None
 
 
 def _is_wrapper(error: BaseException) -> bool:

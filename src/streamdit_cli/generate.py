@@ -24,6 +24,7 @@ from streamdit_cli.options import (
     JsonOption,
     ModelOption,
     NumFramesOption,
+    OfflineOption,
     OutputOption,
     OverwriteOption,
     PreviewOption,
@@ -74,6 +75,7 @@ def generate(
     random_weights: RandomWeightsOption = False,
     vram: VramOption = None,
     offload: OffloadOption = None,
+    offline: OfflineOption = False,
     seed: SeedOption = None,
     start: StartOption = None,
     guidance_scale: GuidanceOption = None,
@@ -110,16 +112,6 @@ def generate(
         guidance_scale=guidance_scale,
     )
     check_wishes(wishes)
-    source = find_source(
-        model,
-        decoder=decoder,
-        loras=lora or (),
-        random_weights=random_weights,
-        vram=vram,
-        offload=offload,
-        device=device,
-        dtype=dtype,
-    )
     target = Target(
         name=output or free_name(wishes.prompts[0] if wishes.prompts else ""),
         codec=codec,
@@ -130,6 +122,18 @@ def generate(
         contact_sheet=contact_sheet,
         preview=preview,
         quiet=quiet,
+    )
+    source = find_source(
+        model,
+        decoder=decoder,
+        loras=lora or (),
+        random_weights=random_weights,
+        vram=vram,
+        offload=offload,
+        device=device,
+        dtype=dtype,
+        download=not (dry_run or offline),
+        before_download=target.check,
     )
     if dry_run:
         target.check()

@@ -7,7 +7,7 @@ a preset leaves open is looked up once, printed, and held to from then on by the
 
 from __future__ import annotations
 
-import fnmatch
+import hashlib
 import importlib.metadata
 import logging
 import os
@@ -28,21 +28,18 @@ from streamdit_cli.cache import (
     size_words,
     unfinished,
 )
-from streamdit_cli.catalogue import Survey, survey
-from streamdit_cli.download_faults import NEWER, disk_fault, explained
+from streamdit_cli.catalogue import Survey, is_offline, pull_command, survey
+from streamdit_cli.download_faults import disk_fault, explained, named_fault
 from streamdit_cli.errors import DownloadError, InputError, Stopped, UsageError
+from streamdit_cli.pins import named_paths, pin_of
+from streamdit_cli.repository import CONFIG, check_model_files, is_repository, refreshed
 from streamdit_cli.transfer import Transfer, bar_class
 
-__all__ = ["is_offline", "pull"]
+__all__ = ["pull"]
 
 LEFT_ALONE = 3600.0  # seconds after which a file in the making has nobody who writes it
-_SHARD = re.compile(r"-([0-9]{5})-of-([0-9]{5})\.safetensors")
 _LIBRARY = "streamdit"
-
-
-def is_offline() -> bool:
-    """Whether the environment forbids connections."""
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
+_LARGEST_SMALL = 10 * 2**20  # bytes; the Hub keeps a sha256 of everything larger
 
 
 def pull(
@@ -74,6 +71,7 @@ def pull(
     forbidden = "--offline" if offline else "HF_HUB_OFFLINE" if is_offline() else ""
     if not forbidden and not all(file.is_pinned for file in found.files):
         _Hub(name).resolve(preset, found)
+        preset = refreshed(preset)
         found = survey(preset)
     _verify(found, found.here)
     if look_in is not None:
@@ -109,12 +107,11 @@ def _accept(preset: dict[str, Any], found: Survey, accepted: bool) -> None:
 def _refuse_offline(preset: dict[str, Any], found: Survey, forbidden: str) -> None:
     """Say what is missing and what to type where connections are allowed."""
     name = preset["name"]
-    left = size_words(sum(file.bytes for file in found.missing))
-    before = "HF_HUB_OFFLINE=0 " if forbidden == "HF_HUB_OFFLINE" else ""
+    left = sum(file.bytes for file in found.missing)
+    words = f"{len(found.missing)} files, {size_words(left)}" if left else "its files"
     raise DownloadError(
-        f"{name} is not complete: {len(found.missing)} files, {left} are missing, and "
-        f"{forbidden} allows no connection",
-        f"{before}streamdit models pull {name}",
+        f"{name} is not complete: {words} are missing, and {forbidden} allows no connection",
+        pull_command(name),
     )
 
 
@@ -231,25 +228,81 @@ class _Hub:
         timeout = float(self._library.constants.HF_HUB_DOWNLOAD_TIMEOUT)
         for repo in dict.fromkeys(file.repo for file in found.files if not file.is_pinned):
             files = [file for file in found.files if file.repo == repo]
-            revision = files[0].revision or None
+            pinned = files[0].revision
+            revision = pinned or preset["weights"].get("asked") or None
             try:
                 info = api.model_info(repo, revision=revision, files_metadata=True, timeout=timeout)
             except Exception as error:  # translated, or raised again as it is
-                raise self._explained(error, repo) from None
+                endpoint = self._library.constants.ENDPOINT
+                typed = is_repository(preset) and named_fault(
+                    error, repo, revision, endpoint=endpoint
+                )
+                raise typed or self._explained(error, repo) from None
             commit = str(info.sha)
             entries = {entry.rfilename: entry for entry in info.siblings or []}
-            if not re.fullmatch(r"[0-9a-f]{40}", commit) or revision not in (None, commit):
-                raise DownloadError(f"{repo} answers with the commit {commit!r}, not {revision}")
-            known = {}
-            for file in files:
-                for path in _paths(file, list(entries)):
-                    known[path] = _pin(repo, path, entries[path], file)
+            if not re.fullmatch(r"[0-9a-f]{40}", commit) or pinned not in ("", commit):
+                raise DownloadError(f"{repo} answers with the commit {commit!r}, not {pinned}")
+            if is_repository(preset):
+                known = self._pin_model(repo, commit, info, entries)
+            else:
+                known = {
+                    path: pin_of(repo, path, entries[path], file)
+                    for file in files
+                    for path in named_paths(file, list(entries))
+                }
             console.status(f"{repo} is at commit {commit}; recorded, and held to from now on")
             for path, (size, sha256) in known.items():
                 console.status(f"  {path}: {size} bytes, sha256 {sha256}")
             found.lock.revisions[repo] = commit
             found.lock.files[repo] = known
         found.lock.save()
+
+    def _pin_model(
+        self, repo: str, commit: str, info: Any, entries: dict[str, Any]
+    ) -> dict[str, tuple[int, str]]:
+        """Return size and hash of every file of a model of our layout; it is checked first.
+
+        The Hub knows no sha256 of small files: they are fetched, and compared with the hash that
+        git has of them.
+
+        Raises:
+            DownloadError: it is no such model, or a file is not as the Hub says.
+            WeightsError: its configuration does not fit.
+        """
+        from streamdit_model.weights import read_config
+
+        licence = getattr(info.card_data, "license", None) or "its card names none"
+        console.status(f"{repo} at {commit}, licence: {licence}")
+        known = {}
+        for path in check_model_files(repo, entries):
+            entry = entries[path]
+            file = RemoteFile(
+                part="model", repo=repo, revision=commit, path=path, size=0, sha256=""
+            )
+            if entry.lfs is not None:
+                known[path] = pin_of(repo, path, entry, file)
+                continue
+            if not 0 < int(entry.size or 0) <= _LARGEST_SMALL:
+                raise DownloadError(f"{repo} {path} has {entry.size} bytes and no sha256")
+            known[path] = self._pin_small(file, int(entry.size), str(entry.blob_id))
+            if path == CONFIG:
+                read_config(file.local.parent)
+        return known
+
+    def _pin_small(self, file: RemoteFile, size: int, blob: str) -> tuple[int, str]:
+        """Fetch a small file; return its size and sha256 if git's hash of it is the Hub's."""
+        transfer = Transfer(size)
+        try:
+            wrong = self._fetch_once(file, transfer, anew=False)
+        finally:
+            transfer.close()
+        if wrong:
+            raise DownloadError(f"{file.repo} {file.path} arrived wrong: {wrong}")
+        data = file.local.read_bytes()
+        if hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest() != blob:
+            discard(file)
+            raise DownloadError(f"{file.repo} {file.path} is not the file that the Hub describes")
+        return len(data), hashlib.sha256(data).hexdigest()
 
     def download(self, found: Survey) -> None:
         """Fetch what is missing, file by file, and hash each; a wrong one is fetched once more.
@@ -291,6 +344,14 @@ class _Hub:
             anew: take it from nowhere but the network.
         """
         before = transfer.done
+        wrong = self._fetch_once(file, transfer, anew=anew) or fault(file.local, file)
+        if wrong:
+            discard(file)
+            transfer.add(before - transfer.done)
+        return wrong
+
+    def _fetch_once(self, file: RemoteFile, transfer: Transfer, *, anew: bool) -> str:
+        """Bring one file into the cache; return what the library finds wrong with its length."""
         try:
             self._fetch_file(
                 file.repo,
@@ -305,15 +366,10 @@ class _Hub:
         except OSError as error:
             if "Consistency check failed" not in str(error):
                 raise self._explained(error, file.repo, file.path) from None
-            transfer.add(before - transfer.done)
             return "its length is not the one the server names"
         except Exception as error:
             raise self._explained(error, file.repo, file.path) from None
-        wrong = fault(file.local, file)
-        if wrong:
-            discard(file)
-            transfer.add(before - transfer.done)
-        return wrong
+        return ""
 
     def _explained(self, error: Exception, repo: str, path: str = "") -> Exception:
         """Return the error in one line with what to do; an unknown one as it is."""
@@ -321,30 +377,3 @@ class _Hub:
         again = f"streamdit models pull {self._name}"
         told = explained(error, repo, path, endpoint=endpoint, again=again, folder=cache_folder())
         return told or error
-
-
-def _paths(file: RemoteFile, names: list[str]) -> list[str]:
-    """Return the files of a repository that an entry means: one, or a whole series of shards."""
-    if "*" not in file.path:
-        if file.path not in names:
-            raise DownloadError(f"{file.repo} has no {file.path}", NEWER)
-        return [file.path]
-    shards = sorted(fnmatch.filter(names, file.path))
-    numbers = [match.groups() for shard in shards if (match := _SHARD.search(shard))]
-    count = len(shards)
-    if not shards or numbers != [(f"{i:05d}", f"{count:05d}") for i in range(1, count + 1)]:
-        raise DownloadError(f"{file.repo} has no whole series {file.path}: {shards or 'no file'}")
-    return shards
-
-
-def _pin(repo: str, path: str, entry: Any, file: RemoteFile) -> tuple[int, str]:
-    """Return size and hash of a file as the Hub has them; a known one must be the same."""
-    if entry.lfs is None or not re.fullmatch(r"[0-9a-f]{64}", str(entry.lfs.sha256)):
-        raise DownloadError(f"{repo} {path} has no sha256 on the Hub, so it cannot be pinned")
-    size, sha256 = int(entry.lfs.size), str(entry.lfs.sha256)
-    if (file.size or size) != size or (file.sha256 or sha256) != sha256:
-        raise DownloadError(
-            f"{repo} {path} is not the file that is pinned: {size} bytes, sha256 {sha256}",
-            NEWER,
-        )
-    return size, sha256

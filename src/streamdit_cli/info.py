@@ -34,7 +34,8 @@ TargetArgument = Annotated[
     typer.Argument(
         metavar="[TARGET]",
         show_default=False,
-        help="A preset, model folder, training run or video. Without it: the default model.",
+        help="A preset, model folder, run, video, or OWNER/NAME that was pulled. Without it: the "
+        "default model.",
     ),
 ]
 
@@ -165,15 +166,17 @@ def _describe_video(path: Path) -> Description:
 def _describe_model(target: str | None) -> Description:
     """Return what a model is, from its configuration; a preset may have no weights."""
     from streamdit_cli.catalogue import is_open, open_facts, open_rows
+    from streamdit_cli.default_model import default_model
     from streamdit_cli.presets import find_model, find_preset, preset_names
 
-    preset = find_preset(target) if target is not None and target in preset_names() else None
+    target = target or default_model()
+    preset = find_preset(target) if target in preset_names() else None
     if preset is not None and is_open(preset):
         return preset["name"], open_facts(preset), ["", ""], open_rows(preset)
     if preset is not None and "none" in preset["weights"]:
         facts, folder = _facts_without_weights(preset), None
     else:
-        if target is not None and (training := _last_metrics(Path(target))):
+        if training := _last_metrics(Path(target)):
             return _describe_run(Path(target), training)
         folder, preset = find_model(target)
         facts = _facts(folder)

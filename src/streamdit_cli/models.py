@@ -9,6 +9,7 @@ import typer
 
 from streamdit_cli.options import (
     JsonOption,
+    OfflineOption,
     OverwriteOption,
     QuietOption,
     VerboseOption,
@@ -41,7 +42,7 @@ NameArgument = Annotated[
         metavar="NAME",
         show_default=False,
         autocompletion=complete_model,
-        help="A model of the list, for pull and remove.",
+        help="For pull and remove: a model of the list, or OWNER/NAME[@REVISION] on the Hub.",
     ),
 ]
 
@@ -58,11 +59,6 @@ LookInOption = Annotated[
 AcceptOption = Annotated[
     bool,
     typer.Option("--accept-license", help="pull: accept the terms of a model that asks, once."),
-]
-
-OfflineOption = Annotated[
-    bool,
-    typer.Option("--offline", help="pull: make no connection, as with HF_HUB_OFFLINE=1."),
 ]
 
 
@@ -125,7 +121,7 @@ def _check_words(action: str, given: list[str]) -> None:
 
 
 def _open_preset(name: str) -> dict[str, Any]:
-    """Return a preset of open weights.
+    """Return a preset of open weights, or what stands for a repository of our own layout.
 
     Raises:
         UsageError: there is no such preset, or it has nothing to download.
@@ -133,7 +129,11 @@ def _open_preset(name: str) -> dict[str, Any]:
     from streamdit_cli.catalogue import is_open
     from streamdit_cli.errors import UsageError
     from streamdit_cli.presets import find_preset
+    from streamdit_cli.repository import parse_repository, repository_preset
 
+    repository = parse_repository(name)
+    if repository is not None:
+        return repository_preset(repository)
     preset = find_preset(name)
     if not is_open(preset):
         none = preset["weights"].get("none")
@@ -166,6 +166,11 @@ def _list(json_path: str | None, overwrite: bool) -> None:
         runs_on = preset["needs"].split(";")[0].split(" (")[0]
         rows.append([name, size, licence, runs_on, state])
         records.append(record)
+    for preset in _repositories():
+        found = survey(preset)
+        record = {"name": found.name, "licence": preset["licence"], "bytes": found.size}
+        records.append({**record, "exact": found.is_exact, "downloaded": found.state})
+        rows.append([found.name, found.size_text, preset["licence"], "-", found.state])
     columns = ["model", "download", "licence", "runs on", "downloaded"]
     answer("", records, columns, rows, json_path, overwrite=overwrite)
 
@@ -175,6 +180,7 @@ def _remove(preset: dict[str, Any]) -> None:
     from streamdit_cli import console
     from streamdit_cli.cache import discard, size_words
     from streamdit_cli.catalogue import survey
+    from streamdit_cli.repository import is_repository
 
     found = survey(preset)
     others = _needed_by_others(preset["name"])
@@ -187,7 +193,9 @@ def _remove(preset: dict[str, Any]) -> None:
             continue
         freed += discard(file)
         found.lock.checked.pop(file.key, None)
-    if found.lock.checked or found.lock.path.exists():
+    if is_repository(preset):  # so that the next pull takes the newest commit
+        found.lock.path.unlink(missing_ok=True)
+    elif found.lock.checked or found.lock.path.exists():
         for file in found.files:
             found.lock.checked.pop(file.key, None)
         found.lock.save()
@@ -200,6 +208,15 @@ def _needed_by_others(name: str) -> set[str]:
     from streamdit_cli.catalogue import is_open, survey
     from streamdit_cli.presets import find_preset, preset_names
 
-    presets = [find_preset(other) for other in preset_names() if other != name]
-    surveys: list[Survey] = [survey(preset) for preset in presets if is_open(preset)]
+    presets = [*map(find_preset, preset_names()), *_repositories()]
+    others = [preset for preset in presets if is_open(preset) and preset["name"] != name]
+    surveys: list[Survey] = [survey(preset) for preset in others]
     return {file.key for found in surveys if found.lock.checked for file in found.files}
+
+
+def _repositories() -> list[dict[str, Any]]:
+    """Return every repository of our own layout that was pulled, in the form of a preset."""
+    from streamdit_cli.repository import known_repositories, parse_repository, repository_preset
+
+    found = map(parse_repository, known_repositories())
+    return [repository_preset(one) for one in found if one is not None]

@@ -153,9 +153,18 @@ ModelOption = Annotated[
         "-m",
         metavar="MODEL",
         autocompletion=complete_model,
-        envvar="STREAMDIT_MODEL",
         show_default=False,
-        help="A preset, a model folder, or a training run. Without it: shapes.",
+        help="A preset, a folder, a training run, or OWNER/NAME[@REVISION] on the Hub. Without it: "
+        "STREAMDIT_MODEL, else rolling-1.3b if it is pulled and a GPU can run it, else shapes.",
+        rich_help_panel=_MODEL,
+    ),
+]
+
+OfflineOption = Annotated[
+    bool,
+    typer.Option(
+        "--offline",
+        help="Make no connection, as with HF_HUB_OFFLINE=1: what is not here is not downloaded.",
         rich_help_panel=_MODEL,
     ),
 ]

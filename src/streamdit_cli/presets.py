@@ -16,7 +16,9 @@ from typing import Any
 
 import tomli
 
+from streamdit_cli.catalogue import find_files
 from streamdit_cli.errors import MissingWeights, TerminalError, UsageError
+from streamdit_cli.repository import parse_repository, repository_preset
 from streamdit_cli.schema import NAME, check_preset, nearest
 
 __all__ = [
@@ -24,6 +26,7 @@ __all__ = [
     "check_preset",
     "find_model",
     "find_preset",
+    "find_repository",
     "nearest",
     "open_preset",
     "preset_names",
@@ -156,16 +159,19 @@ def find_model(name: str | None = None) -> tuple[Path, dict[str, Any] | None]:
     """Find the folder of a model.
 
     Args:
-        name: a preset name, a folder with `config.json`, or a training run that holds `model/`.
-            A bare word is a preset if there is one of that name. None is `STREAMDIT_MODEL`, else
-            `shapes`.
+        name: a preset name, a folder with `config.json`, a training run that holds `model/`, or
+            OWNER/NAME[@REVISION] of a repository on the Hub that was downloaded. A bare word is a
+            preset if there is one of that name, and a path that exists is never a repository. None
+            is `STREAMDIT_MODEL`, else `shapes`.
 
     Returns:
         The folder that holds `config.json`, and the preset when it was found by name.
 
     Raises:
         UsageError: neither a preset nor a path that exists, or open weights, see `open_preset`.
-        MissingWeights: a preset without weights, or a folder without a model.
+        MissingWeights: a preset without weights, a folder without a model, or a repository that was
+            not downloaded.
+        DownloadError: a lock file that cannot be read.
     """
     wanted = name or os.environ.get("STREAMDIT_MODEL") or DEFAULT_MODEL
     if wanted in preset_names():
@@ -173,8 +179,13 @@ def find_model(name: str | None = None) -> tuple[Path, dict[str, Any] | None]:
         return _weights_folder(preset), preset
     if _exists(Path(wanted)):
         return _model_folder(Path(wanted)), None
+    repository = find_repository(wanted)
+    if repository is not None:
+        return find_files(repository)[0].local.parent, None
     if os.sep in wanted or wanted.startswith("."):
-        raise UsageError(f"there is no folder {wanted!r}", "-m takes a preset, a folder or a run")
+        raise UsageError(
+            f"there is no folder {wanted!r}", "-m takes a preset, a folder, a run, or OWNER/NAME"
+        )
     raise UsageError(f"there is no model or folder {wanted!r}; {nearest(wanted, preset_names())}")
 
 
@@ -195,6 +206,19 @@ def open_preset(name: str | None = None) -> dict[str, Any] | None:
         message = f"{wanted} does not make video by itself: {preset['refuse']}"
         raise UsageError(message, "streamdit models list shows those that do")
     return preset
+
+
+def find_repository(name: str) -> dict[str, Any] | None:
+    """Return what a pull needs of a repository on the Hub; None for every other name.
+
+    Choice: as with other tools that take both, a folder that exists wins; `./OWNER/NAME` is never
+    looked for on the Hub.
+
+    Raises:
+        DownloadError: its lock file cannot be read.
+    """
+    repository = None if _exists(Path(name)) else parse_repository(name)
+    return None if repository is None else repository_preset(repository)
 
 
 def _exists(path: Path) -> bool:

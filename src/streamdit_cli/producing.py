@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from streamdit_cli import console
 from streamdit_cli.making import explained, make, stream_threads, video_metadata
+from streamdit_cli.model_source import real_video_advice
 from streamdit_cli.output import check_output, reserve
 from streamdit_cli.plan import Plan, Wishes, make_plan
 from streamdit_cli.records import Records
@@ -141,6 +142,8 @@ def produce(
             if place.replaced:
                 console.warn(f"replacing {place.replaced}")
             plan = read_plan(wishes, source)
+            if advice := real_video_advice(source, [prompt for prompt, _ in plan.events]):
+                console.warn(advice)
             stream = begin(plan, _load(plan, source, loading))
             writer = _open_writer(plan, source, stream, place, records)
         except BaseException as error:
