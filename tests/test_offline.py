@@ -28,7 +28,7 @@ CASES = {
     "train": [["train", "--config", str(TRAIN), "-o", "run", "--dry-run"]],
     "distill": [["distill", "--config", str(DISTILL), "--teacher", "none", "-o", "student"]],
     "evaluate": [["evaluate", "-m", NAME, "--prompts", "1", "--seconds", "4"]],
-    "bench": [["bench", "-m", "shapes", "--seconds", "1"]],
+    "bench": [["bench", "-m", NAME, "--seconds", "1"]],
     "info": [["info", NAME]],
     "models": [["models", "list"], ["models", "pull", NAME, "-v"]],
     "doctor": [["doctor"]],

@@ -47,8 +47,8 @@ class TravellingBlocks:
                 for _ in range(_PLACES)
             ]
         self._held: list[int | None] = [None] * _PLACES  # which block is in a place
-        self._arrived: list[torch.cuda.Event | None] = [None] * _PLACES
-        self._left: list[torch.cuda.Event | None] = [None] * _PLACES
+        self._arrived: list[torch.Event | None] = [None] * _PLACES
+        self._left: list[torch.Event | None] = [None] * _PLACES
         self._lock = threading.RLock()
 
     @property
