@@ -18,17 +18,17 @@ MOST_SHARDS = 100_000
 
 
 class Shard(NamedTuple):
-    """One of `count` shares; numbers begin at 1."""
+    """One of `total` shares; numbers begin at 1."""
 
     number: int = 1
-    count: int = 1
+    total: int = 1
 
     def __str__(self) -> str:
-        return f"{self.number}/{self.count}"
+        return f"{self.number}/{self.total}"
 
     def has(self, index: int) -> bool:
         """Whether an item belongs to it, by its number from 1."""
-        return (index - 1) % self.count == self.number - 1
+        return (index - 1) % self.total == self.number - 1
 
 
 def find_shard(text: str | None, environment: Mapping[str, str]) -> Shard:
