@@ -73,6 +73,11 @@ def stamps(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in sorted((folder / "out").glob("*.mp4"))}
 
 
+def num_lines(folder: Path) -> int:
+    path = folder / "out" / LEDGER
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
 # What is made.
 
 
@@ -356,9 +361,8 @@ def test_killed_batch_goes_on_without_duplicates_and_with_equal_frames(
     for _ in range(count):
         slow = [Fault("velocity", "sleep", times=0, seconds=0.01)]
         case = launcher.start(words(tiny_model, "--no-skip"), cwd=folder, faults=slow)
-        path, seen = folder / "out" / LEDGER, choose.randrange(1, 8)
-        before = len(ledger(folder)) if path.exists() else 0
-        until(lambda b=before, s=seen: path.exists() and path.read_bytes().count(b"\n") >= b + s)
+        lines = num_lines(folder) + choose.randrange(1, 8)
+        until(lambda lines=lines: num_lines(folder) >= lines)
         case.send(signal.SIGKILL)
         case.wait()
     ended = batch(launcher, tiny_model, folder)
@@ -448,19 +452,38 @@ def test_second_run_of_a_share_is_refused_and_harms_nothing(
     assert frames(folder / "out") == whole
 
 
+def test_the_whole_and_a_share_at_once_make_no_video_twice(
+    launcher: Launcher, tiny_model: Path, folder: Path, whole: dict[str, str]
+) -> None:
+    slow = [Fault("velocity", "sleep", times=0, seconds=0.02)]
+    case = launcher.start(words(tiny_model), cwd=folder, faults=slow)
+    until((folder / "out" / LEDGER).exists)
+    share = batch(launcher, tiny_model, folder, "--shard", "1/2")
+    assert case.wait() in (0, 3) and share.code in (0, 3), share.stderr
+    assert not share.errors
+    assert frames(folder / "out") == whole
+    lines = [*ledger(folder), *ledger(folder, "batch-1-of-2.jsonl")]
+    assert sorted(line["name"] for line in lines if line["record"] == "done") == NAMES
+
+
 def test_item_that_another_process_makes_is_left_to_it(
     launcher: Launcher, tiny_model: Path, folder: Path, whole: dict[str, str]
 ) -> None:
-    """The whole batch and a share of it at once: both end, every video is made by one of them."""
-    slow = [Fault("velocity", "sleep", times=0, seconds=0.02)]
-    case = launcher.start(words(tiny_model), cwd=folder, faults=slow)
+    """This process holds the unfinished file, as another run does."""
+    import fcntl
+
     part = folder / "out" / NAMES[0].replace(".mp4", ".part.mp4")
-    until(part.exists)
-    share = batch(launcher, tiny_model, folder, "--shard", "1/2")
-    assert case.wait() in (0, 3)
-    assert share.code in (0, 3) and not share.errors, share.stderr
-    assert f"{NAMES[0]} is left out" in share.stderr
-    assert frames(folder / "out") == whole
+    part.parent.mkdir()
+    with Ledger(part.parent, (1, 9)) as other:
+        other.write("begun", "key", NAMES[0], {})
+    with open(part, "wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        ended = batch(launcher, tiny_model, folder)
+        assert ended.code == 3 and not ended.errors, ended.stderr
+        message = f"warning: {NAMES[0]} is left out: out/{part.name} is being written by process"
+        assert f"{message} {os.getpid()}" in ended.stderr
+    assert batch(launcher, tiny_model, folder).code == 0
+    assert frames(folder / "out") == whole and not part.exists()
 
 
 # The ledger and the model by themselves.
@@ -503,9 +526,8 @@ def test_last_entry_of_all_ledgers_counts(tmp_path: Path) -> None:
 class Counting:
     """A source of open weights that notes what it is asked to encode."""
 
-    metadata: dict[str, str] = {}
-
     def __init__(self) -> None:
+        self.metadata: dict[str, str] = {}
         self.loads: list[Sequence[str]] = []
 
     def read_config(self, *, size: Any = None, start: Any = None) -> int:

@@ -32,7 +32,16 @@ if TYPE_CHECKING:
 
     Source = FolderModel | OpenModel
 
-__all__ = ["ITEM_WORD", "Item", "Origin", "assign_names", "is_ours", "origin_of", "plan_items"]
+__all__ = [
+    "ITEM_WORD",
+    "Item",
+    "Origin",
+    "assign_names",
+    "has_video",
+    "is_ours",
+    "origin_of",
+    "plan_items",
+]
 
 ITEM_WORD = "batch_item"  # in the metadata of a video
 _SHOWN = 3
@@ -288,7 +297,7 @@ def is_ours(item: Item, entries: Mapping[str, Entry], folder: Path) -> bool:
     return entry.size > 0 and _size(folder / item.name) == entry.size
 
 
-def _is_made(item: Item, entries: Mapping[str, Entry], folder: Path) -> bool:
+def has_video(item: Item, entries: Mapping[str, Entry], folder: Path) -> bool:
     """Whether the video of an item is there, whole.
 
     Its ledger says so, or, where a run was killed before that, the video itself.

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streamdit_cli import console
-from streamdit_cli.batch_items import ITEM_WORD, Item, is_ours
+from streamdit_cli.batch_items import ITEM_WORD, Item, has_video, is_ours
 from streamdit_cli.errors import OutputError, Stopped, TerminalError
 from streamdit_cli.ledger import Entry, Ledger, read_ledgers
 from streamdit_cli.loaded_model import LoadedModel
@@ -204,6 +204,10 @@ class BatchRun:
             line = {"index": item.index, "output": str(path), **about, "error": str(error)}
             records.write({"record": "item", "ended": "busy", **line})
             return
+        if replaces is None:
+            self.there += 1
+            console.status(f"{item.name} was made by another run meanwhile")
+            return
         note("begun")
         self._model.said = {ITEM_WORD: item.key}
         target = Target(name=str(path), codec=self.codec, overwrite=replaces, quiet=self.quiet)
@@ -229,24 +233,26 @@ class BatchRun:
         self._seconds += time.monotonic() - began
         note("done", bytes=_size(path), num_frames=item.plan.num_frames)
 
-    def _prepare(self, item: Item, path: Path) -> bool:
-        """Clear away what a killed run left of an item; say whether its file is to be replaced.
+    def _prepare(self, item: Item, path: Path) -> bool | None:
+        """Clear away what a killed run left of an item.
+
+        Returns:
+            Whether a file is to be replaced; None when another run made the video meanwhile.
 
         Raises:
-            OutputError: another process is making it, or has made it meanwhile.
+            OutputError: another process is making it, or took its name.
         """
-        if self.overwrite:
-            return True
         part = part_path(path)
         if part.exists():
             remove_leftover(part)
-        if not path.exists():
-            return False
-        if item.is_made or is_ours(item, self.entries, self.folder):
-            return True
-        if is_ours(item, read_ledgers(self.folder), self.folder):
-            raise OutputError("another run has made it meanwhile")
-        raise OutputError("a file of that name was made meanwhile")
+        if item.is_made or not path.exists():
+            return item.is_made
+        entries = read_ledgers(self.folder)  # other shares write theirs all the time
+        if has_video(item, entries, self.folder):
+            return None
+        if not self.overwrite and not is_ours(item, entries, self.folder):
+            raise OutputError("a file of that name was made meanwhile")
+        return True
 
     def _rest_words(self, number: int) -> str:
         """Say what failed so far and how long the rest will take, where that is known."""
