@@ -544,5 +544,5 @@ def test_open_weights_get_the_texts_of_the_items_to_come_in_few_loads() -> None:
     model = LoadedModel(source, texts)  # type: ignore[arg-type]
     for each in texts:
         model.load(prompts=each, size=None, device=None, dtype=None, threads=None)
-    assert [len(prompts) for prompts in source.loads] == [MOST_TEXTS, MOST_TEXTS, 204]
+    assert [len(prompts) for prompts in source.loads] == [MOST_TEXTS, MOST_TEXTS, 203]
     assert set().union(*source.loads) == {text for each in texts for text in each}

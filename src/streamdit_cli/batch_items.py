@@ -253,7 +253,8 @@ def assign_names(
     """
     for suffix in {Path(item.wanted).suffix for item in items}:
         check_container(suffix, codec)
-    kept = {item.index: entries[item.key].name for item in items if has_video(item, entries, folder)}
+    there = [item for item in items if has_video(item, entries, folder)]
+    kept = {item.index: entries[item.key].name for item in there}
     taken = {name.lower(): 1 for name in kept.values()}
     named = [
         replace(
