@@ -9,7 +9,7 @@ import json
 import os
 import random
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,15 @@ import pytest
 import torch
 from conftest import TINY_CHUNK
 from launcher import Ended, Fault, Launcher, until
+from tiny_open import written_preset
 
+from streamdit_cli import presets
+from streamdit_cli.app import main
 from streamdit_cli.errors import OutputError
 from streamdit_cli.ledger import Entry, Ledger, read_ledgers
 from streamdit_cli.loaded_model import MOST_TEXTS, LoadedModel
 from streamdit_cli.video import md5_of, probe, read_video
+from streamdit_model.wan import loading
 
 PROMPTS = "a red star --f 24\na blue circle --d 5 --f 17\na green square --f 24\n# none\na --f 9\n"
 NAMES = ["0001-a-red-star.mp4", "0002-a-blue-circle.mp4", "0003-a-green-square.mp4", "0004-a.mp4"]
@@ -536,6 +540,35 @@ class Counting:
     def load(self, *, prompts: Sequence[str], **_: Any) -> Any:
         self.loads.append(prompts)
         return type("Loaded", (), {"config": 0})()
+
+
+def test_open_weights_make_every_size_with_one_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In this process, with a preset of tiny networks; `generate` makes the same frames."""
+    monkeypatch.setattr(presets, "_presets_folder", lambda: tmp_path / "presets")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "presets").mkdir()
+    written_preset(tmp_path / "presets", "tiny")
+    lines = '{"prompt": "x", "num_frames": 5}\n{"prompt": "y", "num_frames": 5, "size": "48x16"}\n'
+    (tmp_path / "p.jsonl").write_text(lines)
+    common = ["-m", "tiny", "--random-weights", "--quiet"]
+    loads = []
+    monkeypatch.setattr(loading, "random_wan", _counted(loading.random_wan, loads))
+    assert main(["batch", "p.jsonl", "-o", "out", *common]) == 0
+    assert len(loads) == 1
+    words = ["generate", "-p", "y", "--seed", "0", "--num-frames", "5", "--size", "48x16"]
+    assert main([*words, *common, "-o", "y.mp4"]) == 0
+    assert frames(tmp_path / "out")["0002-y.mp4"] == frames(tmp_path)["y.mp4"]
+    assert probe(tmp_path / "out" / "0001-x.mp4").width == 32
+
+
+def _counted(call: Callable[..., Any], calls: list[int]) -> Callable[..., Any]:
+    def counted(*args: Any, **settings: Any) -> Any:
+        calls.append(1)
+        return call(*args, **settings)
+
+    return counted
 
 
 def test_open_weights_get_the_texts_of_the_items_to_come_in_few_loads() -> None:
