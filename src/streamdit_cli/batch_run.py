@@ -145,17 +145,13 @@ class BatchRun:
 
     def show(self) -> None:
         """Print what would be made, on standard output, and make nothing."""
-        rows = [
-            (
-                self._state(item),
-                item.name,
-                f"{item.plan.seconds:.1f} s",
-                item.plan.wishes.seed,
-                _shortened(item.prompt),
-            )
+        width = max((len(item.name) for item in self.ours), default=0)
+        lines = [
+            f"{self._state(item):<13} {item.name:<{width}}  {item.plan.seconds:.1f} s  "
+            f"seed {item.plan.wishes.seed}  {_shortened(item.prompt)}"
             for item in self.ours
         ]
-        console.table("", ["", "file", "length", "seed", "prompt"], rows)
+        console.result("\n".join(lines))
         count = f"{len(self.todo)} of {len(self.ours)} videos would be made in {self.folder}"
         console.plain(f"{count}; nothing was made (--dry-run)")
 
