@@ -29,7 +29,17 @@ SOLE_IMPORTERS = {
 NEVER_IMPORTED = {"click", "pickle", "dill", "joblib", "shelve", "marshal", "argparse", "tomllib"}
 NEVER_IN_MODEL = {"typer", "rich", "av", "tomli", "huggingface_hub", "streamdit_cli", "argparse"}
 NEVER_CALLED = {"eval", "exec", "compile", "torch.load", "torch.save", "pickle.load"}
-COMMANDS = ("generate", "train", "distill", "evaluate", "bench", "info", "models", "doctor")
+COMMANDS = (
+    "generate",
+    "batch",
+    "train",
+    "distill",
+    "evaluate",
+    "bench",
+    "info",
+    "models",
+    "doctor",
+)
 
 REFUSE_TORCH = """
 import sys

@@ -59,6 +59,7 @@ class ExitCode(IntEnum):
 # Name -> first line of the help; a test holds it equal to the docstring of the function.
 COMMANDS: dict[str, str] = {
     "generate": "Make a video, or an endless stream, from words.",
+    "batch": "Make a video of every line of a prompt file, in one folder.",
     "train": "Train a model stage by stage from one recipe.",
     "distill": "Shorten a trained model to one network call for each chunk.",
     "evaluate": "Score a model: does its video show what the captions say?",

@@ -25,10 +25,13 @@ __all__ = [
     "CONTAINERS",
     "PIPE_FORMATS",
     "Output",
+    "check_container",
     "check_output",
     "free_name",
+    "is_reserved",
     "open_writer",
     "reserve",
+    "slug_of",
 ]
 
 PIPE_FORMATS = ("y4m", "nut", "rgb24")
@@ -103,6 +106,16 @@ def _kind_and_codec(output: str, codec: str | None, pipe_format: str) -> tuple[s
         allowed = ", ".join(CONTAINERS)
         hint = "other containers: streamdit generate ... -o - | ffmpeg -i - OUTPUT"
         raise UsageError(f"{output!r} has no known container; allowed: {allowed}", hint=hint)
+    return check_container(suffix, codec)
+
+
+def check_container(suffix: str, codec: str | None) -> tuple[str, str]:
+    """Return a known container and the codec in it.
+
+    Raises:
+        UsageError: the codec does not go into it.
+    """
+    suffix = suffix.lower()
     codecs = CONTAINERS[suffix]
     if codec is not None and codec not in codecs:
         hint = "ffv1 needs .mkv"
@@ -176,16 +189,25 @@ def free_name(prompt: str) -> str:
     Only lower-case letters, digits and hyphens of the prompt are kept, so that it is one plain name
     on every system; it does not depend on the model.
     """
-    letters = unicodedata.normalize("NFKD", prompt).encode("ascii", "ignore").decode().lower()
-    slug = re.sub(r"[^a-z0-9]+", "-", letters).strip("-")[:_LONGEST_SLUG].strip("-") or "video"
-    if _RESERVED.fullmatch(slug):
-        slug = f"video-{slug}"
+    slug = slug_of(prompt)
     names = (slug if number == 1 else f"{slug}-{number}" for number in itertools.count(1))
     return next(
         f"{name}.mp4"
         for name in names
         if not any(os.path.lexists(f"{name}{end}") for end in (".mp4", ".part.mp4"))
     )
+
+
+def slug_of(text: str) -> str:
+    """Return the lower-case letters, digits and hyphens of a text, at most 60; never empty."""
+    letters = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
+    slug = re.sub(r"[^a-z0-9]+", "-", letters).strip("-")[:_LONGEST_SLUG].strip("-") or "video"
+    return f"video-{slug}" if is_reserved(slug) else slug
+
+
+def is_reserved(name: str) -> bool:
+    """Whether a name without its suffix is a device on Windows."""
+    return _RESERVED.fullmatch(name.lower()) is not None
 
 
 def _describe_leftover(path: Path) -> str:

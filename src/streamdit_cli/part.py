@@ -15,7 +15,7 @@ from pathlib import Path
 
 from streamdit_cli.errors import OutputError
 
-__all__ = ["PartFile", "check_free", "part_path"]
+__all__ = ["PartFile", "check_free", "hold", "part_path", "remove_leftover"]
 
 # Another process may look at a fresh part file for a moment; it lets go at once.
 LOCK_SECONDS = 1.0
@@ -52,7 +52,7 @@ class PartFile:
         try:
             if self._overwrite and os.path.lexists(self.path):
                 self.replaced = f"{self.path}, {describe(self.path)}"
-                _remove_leftover(self.path)
+                remove_leftover(self.path)
             descriptor = os.open(self.path, flags, 0o666)
         except FileExistsError:
             raise _taken(self.path, describe) from None
@@ -165,7 +165,17 @@ def check_free(final: Path, *, overwrite: bool, describe: Callable[[Path], str])
         raise OutputError(f"the folder {final.parent} cannot be written to")
 
 
-def _remove_leftover(part: Path) -> None:
+def hold(descriptor: int, path: Path, *, hint: str) -> None:
+    """Lock an open file for this process, until it is closed.
+
+    Raises:
+        OutputError: another process holds it.
+    """
+    if not _lock(descriptor):
+        raise OutputError(str(_in_use(path)), hint)
+
+
+def remove_leftover(part: Path) -> None:
     """Remove an unfinished file that no process holds.
 
     Raises:

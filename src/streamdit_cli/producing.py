@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from streamdit_cli import console
+from streamdit_cli.loaded_model import LoadedModel
 from streamdit_cli.making import explained, make, stream_threads, video_metadata
 from streamdit_cli.model_source import real_video_advice
 from streamdit_cli.output import check_output, reserve
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from streamdit_model.wan.model_config import WanModelConfig
     from streamdit_model.weights import Model, ModelConfig
 
-    Source = FolderModel | OpenModel
+    Source = FolderModel | OpenModel | LoadedModel
 
 __all__ = ["Target", "open_stream", "produce", "read_plan"]
 
@@ -89,7 +90,8 @@ class Target:
 
 def read_plan(wishes: Wishes, source: Source) -> Plan:
     """Read the configuration of a model, which takes torch but no weights, and plan with it."""
-    console.status("loading ...")
+    if not isinstance(source, LoadedModel):
+        console.status("loading ...")
     return make_plan(wishes, source.read_config(size=wishes.size, start=wishes.start))
 
 
