@@ -91,6 +91,14 @@ class WanModelConfig:
         return "ramp"
 
     @property
+    def strength(self) -> float:
+        """Default noise level of entry for video to video.
+
+        Choice: 0.7, where StreamDiffusionV2 begins with models of this family (open-weights.md 3).
+        """
+        return 0.7
+
+    @property
     def frame_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of a latent frame."""
         factor = self.autoencoder.space_factor
