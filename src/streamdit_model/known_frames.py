@@ -32,7 +32,7 @@ class NoisePath:
     """Mixes clean latents with their birth noise, as the sampler of the model does.
 
     Args:
-        model: says the partition and the stepper.
+        model: says the partition, the stepper and the device.
         noise: of the stream.
 
     Choice: sigma_min is that of training for our own models; open weights have none.

@@ -39,7 +39,7 @@ from streamdit_model.stream_state import (
 )
 from streamdit_model.stream_threads import InlineRun, ThreadedRun
 from streamdit_model.strength import entry_level, strength_of
-from streamdit_model.video_chunk import VideoChunk, chunks_of, first_frame_of
+from streamdit_model.video_chunk import VideoChunk, chunk_times, chunks_of
 from streamdit_model.video_input import VideoInput
 
 if TYPE_CHECKING:
@@ -109,12 +109,15 @@ class Stream:
         if source is not None and strength is None:
             strength = model.config.strength
         self._settings: dict[str, Any] = {
-            **{"seed": seed, "num_frames": num_frames, "start": start, "strength": strength},
+            "seed": seed,
+            "num_frames": num_frames,
+            "start": start,
+            "strength": strength,
             "guidance_scale": guidance_scale,
             "negative_prompt": negative_prompt,
         }
         self._opening = None if first_video is None else start_frames(model, first_video)
-        timeline = PromptTimeline(prompts, **_chunk_times(model, self._follows_video))
+        timeline = PromptTimeline(prompts, **chunk_times(model, self._follows_video))
         self._open(model, timeline, None, source, synchronous, chunks_ahead)
 
     @classmethod
@@ -156,7 +159,7 @@ class Stream:
         stream = cls.__new__(cls)
         stream._settings = settings
         stream._opening = state[0].get("opening")
-        times = _chunk_times(model, stream._follows_video)
+        times = chunk_times(model, stream._follows_video)
         timeline = PromptTimeline.from_record(record["timeline"], **times)
         stream._open(model, timeline, state, source, synchronous, chunks_ahead)
         return stream
@@ -375,13 +378,6 @@ class Stream:
                 statistics={"denoise_ms": 0.0, "decode_ms": 0.0},
             )
         return parts["autoencoder"]
-
-
-def _chunk_times(model: StreamModel, follows_video: bool) -> dict[str, float]:
-    """Return the seconds of a chunk, and by how many the first one is shorter."""
-    first, second = (first_frame_of(model, chunk, follows_video) for chunk in (1, 2))
-    frames, fps = second - first, model.config.fps
-    return {"chunk_seconds": frames / fps, "missing_seconds": (frames - first) / fps}
 
 
 def _refuse_videos_without_effect(

@@ -12,7 +12,7 @@ from streamdit_model.prompt_timeline import Receipt
 if TYPE_CHECKING:
     from streamdit_model.stream_state import StreamModel
 
-__all__ = ["VideoChunk", "chunks_of", "first_frame_of"]
+__all__ = ["VideoChunk", "chunk_times", "chunks_of", "first_frame_of"]
 
 
 @dataclass(frozen=True)
@@ -71,3 +71,10 @@ def chunks_of(model: StreamModel, num_frames: int, follows_video: bool = False) 
     first, second = (first_frame_of(model, chunk, follows_video) for chunk in (1, 2))
     later = second - first  # every chunk but the first, which may be shorter
     return -(-(num_frames + later - first) // later)
+
+
+def chunk_times(model: StreamModel, follows_video: bool) -> dict[str, float]:
+    """Return the seconds of a chunk, and by how many the first one is shorter."""
+    first, second = (first_frame_of(model, chunk, follows_video) for chunk in (1, 2))
+    frames, fps = second - first, model.config.fps
+    return {"chunk_seconds": frames / fps, "missing_seconds": (frames - first) / fps}
