@@ -16,14 +16,16 @@ from tiny_open import tiny_open
 from tiny_streams import CHUNK_FRAMES, frames_of, md5s, patched, tiny_model
 from torch import Tensor
 
-from streamdit_model import ConfigError, Partition, PromptEvent, Stream
+from streamdit_model import ConfigError, Partition, PromptEvent, Stream, load
 from streamdit_model.flow_matching import interpolate, keyed_noise
 from streamdit_model.known_frames import start_frames
 from streamdit_model.sampling import Window
+from streamdit_model.shapes import Clip, render
 from streamdit_model.stream_state import StreamState
 from streamdit_model.video_input import VideoInput
 from streamdit_model.weights import Model
 
+SHAPES = Path(__file__).parents[1] / "presets" / "shapes"
 REFERENCES = Partition(num_reference=1, num_chunks=3, chunk_size=2, micro_steps=2)
 
 
@@ -105,6 +107,19 @@ def test_stream_is_decoded_as_the_end_of_the_start() -> None:
     assert whole.shape[1] == len(shown) + 24
     # float32 sums of another order may move a value across the rounding to whole numbers
     assert (made - whole[:, -24:].permute(1, 2, 3, 0)).abs().max() <= 0.5 + 1e-3
+
+
+def test_motion_goes_on_where_the_video_ended() -> None:
+    model = load(SHAPES)
+    clip = Clip(color="red", background="navy", shape="square", size="large", motion="circling")
+    prompt = "a large red square circling on a navy background"
+    shown = render(clip, 72, 64)
+    made = frames_of(stream(model, shown, prompts=prompt, num_frames=8)).float()
+    errors = {
+        shift: float((made - render(clip, 8, 64, first_frame=72 + shift)).abs().mean())
+        for shift in range(-24, 25, 4)
+    }
+    assert min(errors, key=errors.__getitem__) == 0, errors
 
 
 def test_threads_give_the_frames_of_the_synchronous_stream_behind_a_start() -> None:

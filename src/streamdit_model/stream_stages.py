@@ -289,11 +289,11 @@ class Denoiser:
                 if isinstance(value, Tensor):
                     tensors[f"{owner_name}.{name}"] = value
         record = {"buffer": state, "memories": memories, "timeline": self._timeline.cut()}
-        record["input"] = None
+        numbers = None
         if self._entry is not None:
-            waiting, record["input"] = self._entry.video.state()
+            waiting, numbers = self._entry.video.state()
             tensors |= {f"input.{name}": tensor for name, tensor in waiting.items()}
-        return Cut(tensors, record)
+        return Cut(tensors, {**record, "input": numbers})
 
 
 class Decoder:
