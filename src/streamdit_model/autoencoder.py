@@ -277,6 +277,10 @@ class Autoencoder(nn.Module):
         """Return (video frames, height, width) of latents; the inverse of `latent_shape`."""
         return latent_frames * TIME_FACTOR, height * SPACE_FACTOR, width * SPACE_FACTOR
 
+    def frames_to_encode(self, latent_frames: int, state: State | None) -> int:
+        """Return how many video frames `encode_step` takes for so many latent frames."""
+        return TIME_FACTOR * latent_frames
+
     @property
     def encoder_lead_in(self) -> int:
         """Latent frames after which an encoding no longer depends on where the stream began."""

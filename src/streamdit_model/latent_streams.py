@@ -11,8 +11,9 @@ from torch import Tensor
 from streamdit_model.errors import ConfigError, NumericsError
 from streamdit_model.flow_matching import Noise, keyed_noise
 from streamdit_model.guidance import guided_velocity
+from streamdit_model.prompt_keys import PromptKeys, encode_now
 from streamdit_model.sampling import Velocity, cycle, warm_up
-from streamdit_model.stream_stages import PromptKeys, encode_now, new_buffer
+from streamdit_model.stream_stages import new_buffer
 from streamdit_model.transformer import FrameText
 from streamdit_model.weights import Model
 

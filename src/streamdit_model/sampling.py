@@ -23,6 +23,7 @@ from streamdit_model.partition import Partition
 
 __all__ = [
     "OnStep",
+    "Rebuild",
     "Stepper",
     "Text",
     "Velocity",
@@ -76,6 +77,13 @@ OnStep = Callable[[Window, int], None]
 What it raises ends the loop; the buffer then stands inside a cycle and cannot go on from there.
 """
 
+Rebuild = Callable[[Tensor, tuple[int, ...], int], None]
+"""rebuild(latents, levels, first_frame), for frames that are known: replaces latents in place.
+
+Called with all frames present before each network call, and with those that leave before they are
+emitted; levels count up to T, first_frame is absolute.
+"""
+
 
 def warm_up(
     buffer: StreamBuffer,
@@ -85,6 +93,7 @@ def warm_up(
     start: str = "ramp",
     stepper: str | Stepper = "euler",
     on_step: OnStep | None = None,
+    rebuild: Rebuild | None = None,
 ) -> None:
     """Bring an empty buffer to where every `cycle` emits a chunk.
 
@@ -101,6 +110,7 @@ def warm_up(
         start: "ramp" or "clip".
         stepper: as in `cycle`.
         on_step: called before each network call.
+        rebuild: called before that.
 
     Raises:
         ConfigError: a buffer that is not empty, or an unknown start or stepper.
@@ -112,12 +122,12 @@ def warm_up(
     """
     if buffer.num_frames:
         raise ConfigError(f"warm-up of a buffer that holds {buffer.num_frames} frames, not 0")
-    loop = _Loop(velocity, noise, text, stepper, on_step)
+    loop = _Loop(velocity, noise, text, stepper, on_step, rebuild)
     match start:
         case "ramp":
             buffer.push(_noise_of(noise, buffer.next_frame, buffer.partition.chunk_size))
             while buffer.num_chunks_present < buffer.partition.num_chunks:
-                grow(buffer, velocity, noise, text, stepper, on_step)
+                grow(buffer, velocity, noise, text, stepper, on_step, rebuild)
         case "clip":
             _fill_from_clip(buffer, loop)
         case _:
@@ -131,6 +141,7 @@ def cycle(
     text: Text,
     stepper: str | Stepper = "euler",
     on_step: OnStep | None = None,
+    rebuild: Rebuild | None = None,
 ) -> Tensor:
     """Advance a full buffer by s micro steps, emit its oldest chunk and push a chunk of noise.
 
@@ -142,6 +153,7 @@ def cycle(
         stepper: "euler", or "renoise": predict clean latents, then renoise them to the next level;
             or one of one's own.
         on_step: called before each network call.
+        rebuild: called before that.
 
     Returns:
         The emitted chunk at tau = 1, float32 (batch, channels, c, height, width), a copy.
@@ -158,7 +170,9 @@ def cycle(
             f"{buffer.partition.num_chunks} chunks; a full one is needed",
             hint="call warm_up first",
         )
-    _advance_buffer(buffer, _Loop(velocity, noise, text, stepper, on_step))
+    _advance_buffer(buffer, _Loop(velocity, noise, text, stepper, on_step, rebuild))
+    if rebuild is not None:
+        _rebuild_leaving(buffer, rebuild)
     first_frame = buffer.first_frame + buffer.num_reference_present
     chunk = buffer.pop()
     _commit(velocity, chunk, first_frame)
@@ -173,6 +187,7 @@ def grow(
     text: Text,
     stepper: str | Stepper = "euler",
     on_step: OnStep | None = None,
+    rebuild: Rebuild | None = None,
 ) -> None:
     """Advance a growing buffer by s micro steps and push a chunk of noise; nothing is emitted.
 
@@ -183,6 +198,7 @@ def grow(
         text: asked at every micro step.
         stepper: as in `cycle`.
         on_step: called before each network call.
+        rebuild: called before that.
 
     Raises:
         ConfigError: a buffer that is empty or full, or an unknown stepper.
@@ -192,7 +208,7 @@ def grow(
             f"a buffer with {buffer.num_chunks_present} of {buffer.partition.num_chunks} chunks "
             "does not grow"
         )
-    _advance_buffer(buffer, _Loop(velocity, noise, text, stepper, on_step))
+    _advance_buffer(buffer, _Loop(velocity, noise, text, stepper, on_step, rebuild))
     buffer.push(_noise_of(noise, buffer.next_frame, buffer.partition.chunk_size))
 
 
@@ -243,6 +259,7 @@ class _Loop:
     text: Text
     stepper: str | Stepper
     on_step: OnStep | None
+    rebuild: Rebuild | None
 
     def __post_init__(self) -> None:
         if isinstance(self.stepper, str) and self.stepper not in ("euler", "renoise"):
@@ -258,6 +275,15 @@ def _advance_buffer(buffer: StreamBuffer, loop: _Loop) -> None:
         after = partition.levels(micro_step + 1, *present)
         move = _move(partition, before, after, buffer.device)
         _take_step(loop, move, buffer.latents, buffer.slots, buffer.first_frame, micro_step)
+
+
+@torch.no_grad()
+def _rebuild_leaving(buffer: StreamBuffer, rebuild: Rebuild) -> None:
+    """Let the references and the oldest chunk be replaced at the end of a cycle."""
+    present = buffer.num_chunks_present, buffer.num_reference_present
+    levels = buffer.partition.levels(buffer.partition.micro_steps, *present)
+    leaving = buffer.num_reference_present + buffer.partition.chunk_size
+    rebuild(buffer.latents[:, :, :leaving], levels[:leaving], buffer.first_frame)
 
 
 def _fill_from_clip(buffer: StreamBuffer, loop: _Loop) -> None:
@@ -325,6 +351,8 @@ def _take_step(
     loop: _Loop, move: _Move, latents: Tensor, slots: Tensor, first_frame: int, micro_step: int
 ) -> None:
     """Call the velocity once and move the latents in place; references stay as they are."""
+    if loop.rebuild is not None:
+        loop.rebuild(latents, move.levels, first_frame)
     batch, frames = latents.shape[0], latents.shape[2]
     window = Window(
         latents=latents,

@@ -5,6 +5,8 @@ reader's (`synchronous`), with the same frames. Only so many chunks are made ahe
 slow reader slows the model down, and memory does not grow. What was made before an error is
 delivered before the error.
 
+A video may be edited as it arrives (`source`), or be what the stream goes on from (`first_video`).
+
 Paper: section 8 and Fig. 11. Choice: the end of a stream, where the paper is silent: the last
 chunk is cut to the frame, so frames [0, t) never depend on the length asked for.
 """
@@ -12,7 +14,7 @@ chunk is cut to the frame, so frames [0, t) never depend on the length asked for
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -22,17 +24,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import Tensor
 
 from streamdit_model.errors import ConfigError
+from streamdit_model.flow_matching import keyed_noise
 from streamdit_model.guidance import guided_velocity
+from streamdit_model.known_frames import NoisePath, StartVideo, VideoEntry, start_frames
+from streamdit_model.prompt_keys import PromptKeys
 from streamdit_model.prompt_timeline import PromptEvent, PromptTimeline
-from streamdit_model.stream_stages import (
-    Cut,
-    Decoder,
-    Denoiser,
-    PromptKeys,
-    VideoChunk,
-    chunks_of,
-    first_frame_of,
-)
+from streamdit_model.stream_stages import Cut, Decoder, Denoiser
 from streamdit_model.stream_state import (
     StreamState,
     model_fingerprint,
@@ -41,11 +38,16 @@ from streamdit_model.stream_state import (
     stream_plan,
 )
 from streamdit_model.stream_threads import InlineRun, ThreadedRun
+from streamdit_model.strength import entry_level, strength_of
+from streamdit_model.video_chunk import VideoChunk, chunk_times, chunks_of
+from streamdit_model.video_input import VideoInput
 
 if TYPE_CHECKING:
     from streamdit_model.stream_state import StreamModel
 
 __all__ = ["PromptEvent", "Stream", "VideoChunk"]
+
+VIDEO_START = "video"  # beside ramp and clip: the start of a stream that follows a first video
 
 
 class Stream:
@@ -57,16 +59,23 @@ class Stream:
         model: from `load`.
         prompts: the words, or events in time, or None for no prompt.
         seed: of all noise, 0 .. 2**64 - 1.
-        num_frames: video frames to make, at least 1; None is endless.
-        start: "ramp" or "clip"; None is the model's own.
+        num_frames: video frames to make, at least 1; None is endless, or until the source ends.
+        source: a video to be edited: uint8 (frames, height, width, 3) tensors of any lengths, of
+            the model's size and fps, possibly for ever. It is read in another thread and no further
+            than the buffer needs; its frame k becomes frame k of the stream, which ends with it.
+        strength: noise level in (0, 1] at which the source is left to the model; the nearest level
+            of the model is taken. 1 is a stream without source, None is the model's own.
+        first_video: an image or a video that the stream goes on from, uint8 (frames, height, width,
+            3). The stream's frame 0 is the one after it; see `known_frames.StartVideo`.
+        start: "ramp" or "clip"; None is the model's own. Not with a first video.
         guidance_scale: 1 is no guidance; None is the model's own.
         negative_prompt: the null text of guidance; None is the empty prompt.
         synchronous: do everything in the reader's thread.
         chunks_ahead: chunks made, or in the making, that the reader has not taken yet, at least 1.
 
     Raises:
-        ConfigError: a value out of range, guidance for a distilled model, or a prompt that is not
-            Unicode text.
+        ConfigError: a value out of range, guidance for a distilled model, a prompt that is not
+            Unicode text, or a strength below the lowest level of the model.
 
     Attributes:
         plan: what decides about the bits beside seed, prompts and model; fixed for the stream.
@@ -79,6 +88,9 @@ class Stream:
         *,
         seed: int,
         num_frames: int | None = None,
+        source: Iterable[Tensor] | None = None,
+        strength: float | None = None,
+        first_video: Tensor | None = None,
         start: str | None = None,
         guidance_scale: float | None = None,
         negative_prompt: str | None = None,
@@ -89,15 +101,24 @@ class Stream:
             prompts = () if prompts is None else (PromptEvent(prompts),)
         for event in prompts:
             model.text_encoder.prompt_bytes(event.prompt or "")
+        _refuse_videos_without_effect(source, strength, first_video, start)
+        if start is None:
+            start = model.config.start if first_video is None else VIDEO_START
+        elif start not in ("ramp", "clip"):
+            raise ConfigError(f"start {start!r} is unknown; ramp and clip are known")
+        if source is not None and strength is None:
+            strength = model.config.strength
         self._settings: dict[str, Any] = {
             "seed": seed,
             "num_frames": num_frames,
-            "start": model.config.start if start is None else start,
+            "start": start,
+            "strength": strength,
             "guidance_scale": guidance_scale,
             "negative_prompt": negative_prompt,
         }
-        timeline = PromptTimeline(prompts, **_chunk_times(model))
-        self._open(model, timeline, None, synchronous, chunks_ahead)
+        self._opening = None if first_video is None else start_frames(model, first_video)
+        timeline = PromptTimeline(prompts, **chunk_times(model, self._follows_video))
+        self._open(model, timeline, None, source, synchronous, chunks_ahead)
 
     @classmethod
     def resume(
@@ -106,6 +127,7 @@ class Stream:
         state: StreamState,
         *,
         num_frames: int | Literal["same"] | None = "same",
+        source: Iterable[Tensor] | None = None,
         synchronous: bool = False,
         chunks_ahead: int = 2,
         exact: bool = True,
@@ -116,23 +138,30 @@ class Stream:
             model: the same as before.
             state: of `state` or `load_state`.
             num_frames: length of the whole stream from its start; None is endless.
+            source: the video that is edited, from its frame `stream_state.frames_read(state)` on.
             synchronous: as in the class.
             chunks_ahead: as in the class.
             exact: refuse another plan; False goes on with a logged warning.
 
         Raises:
             WeightsError: the state is of another model.
-            ConfigError: the plan is another one, so that frames would not be the same.
+            ConfigError: the plan is another one, so that frames would not be the same; or there is
+                a source where the stream had none, or none where it had one.
         """
         record = state[1]
         require_same_origin(model, record, exact=exact)
         settings = dict(record["settings"])
         if num_frames != "same":
             settings["num_frames"] = num_frames
+        if (settings["strength"] is None) != (source is None):
+            had = "had none" if source is not None else "was made from one"
+            raise ConfigError(f"the source does not fit the state: its stream {had}")
         stream = cls.__new__(cls)
         stream._settings = settings
-        timeline = PromptTimeline.from_record(record["timeline"], **_chunk_times(model))
-        stream._open(model, timeline, state, synchronous, chunks_ahead)
+        stream._opening = state[0].get("opening")
+        times = chunk_times(model, stream._follows_video)
+        timeline = PromptTimeline.from_record(record["timeline"], **times)
+        stream._open(model, timeline, state, source, synchronous, chunks_ahead)
         return stream
 
     def _open(
@@ -140,14 +169,13 @@ class Stream:
         model: StreamModel,
         timeline: PromptTimeline,
         state: StreamState | None,
+        source: Iterable[Tensor] | None,
         synchronous: bool,
         chunks_ahead: int,
     ) -> None:
         """Join the stages, from the start or from the cut of a state."""
         seed, start = self._settings["seed"], self._settings["start"]
         num_frames = self._settings["num_frames"]
-        if start not in ("ramp", "clip"):
-            raise ConfigError(f"start {start!r} is unknown; ramp and clip are known")
         if num_frames is not None and num_frames < 1:
             raise ConfigError(f"number of frames {num_frames} is not at least 1")
         if chunks_ahead < 1:
@@ -165,22 +193,39 @@ class Stream:
         )
         run = InlineRun() if synchronous else ThreadedRun(model.device, chunks_ahead)
         self._keys = PromptKeys(model, run.submit)
+        noise = keyed_noise([seed], *model.config.frame_shape, device=model.device)
+        path = NoisePath(model, noise)
+        self._entry = None
+        if source is not None:
+            level = entry_level(model.config.partition, self._settings["strength"])
+            self._entry = VideoEntry(VideoInput(model, run.feed(source)), path, level)
+        opening = None if self._opening is None else StartVideo(model, self._opening, path)
         denoiser = Denoiser(
             model,
             timeline,
             self._keys,
             velocity=velocity,
+            noise=noise,
             seed=seed,
-            start=start,
+            start=opening or start,
+            entry=self._entry,
             prompts_ahead=run.prompts_ahead,
             check=run.check,
         )
-        memory = None
+        memory = None if opening is None else opening.decoder_state
         if state is not None and state[1]["chunks"]:
             memory = self._restore(denoiser, *state)
-        run.begin(denoiser, Decoder(model, seed=seed, state=memory), self._chunks_left())
+        decoder = Decoder(model, seed=seed, state=memory, follows_video=self._follows_video)
+        run.begin(denoiser, decoder, self._chunks_left())
         self._run = run
         self._stop = weakref.finalize(self, run.stop)
+
+    @property
+    def strength_used(self) -> float | None:
+        """Strength of the level of entry; None without a source."""
+        if self._entry is None:
+            return None
+        return strength_of(self._model.config.partition, self._entry.level)
 
     def __iter__(self) -> Stream:
         return self
@@ -251,6 +296,9 @@ class Stream:
         """
         cut = self._cut
         tensors = {} if cut is None else dict(cut.tensors)
+        if cut is None and self._opening is not None:
+            tensors["opening"] = self._opening
+        video = None if self._entry is None else {"frames_read": 0}  # at the start
         record = {
             "settings": dict(self._settings),
             "plan": dict(self.plan),
@@ -259,6 +307,7 @@ class Stream:
             "frames": self._frames,
             "buffer": None if cut is None else cut.record["buffer"],
             "memories": None if cut is None else cut.record["memories"],
+            "input": video if cut is None else cut.record["input"],
             "timeline": self._timeline.record(None if cut is None else cut.record["timeline"]),
             "rest_prompt": None,
         }
@@ -292,14 +341,18 @@ class Stream:
         limit = self._settings["num_frames"]
         if limit is None:
             return None
-        return max(0, chunks_of(self._model, limit) - self._chunks)
+        return max(0, chunks_of(self._model, limit, self._follows_video) - self._chunks)
+
+    @property
+    def _follows_video(self) -> bool:
+        return self._settings["start"] == VIDEO_START
 
     def _restore(
         self, denoiser: Denoiser, tensors: dict[str, Tensor], record: dict[str, Any]
     ) -> dict[str, Tensor]:
         """Put a state into the denoiser; return the state of the autoencoder."""
         device = self._model.device
-        parts: dict[str, dict[str, Tensor]] = {"buffer": {}, "autoencoder": {}}
+        parts: dict[str, dict[str, Tensor]] = {"buffer": {}, "autoencoder": {}, "input": {}}
         parts |= {name: {} for name in record["memories"]}
         for name, tensor in tensors.items():
             part, _, key = name.partition(".")
@@ -308,9 +361,11 @@ class Stream:
         self._chunks, self._frames = record["chunks"], record["frames"]
         timeline = record["timeline"]["cut"]
         kept = {name: tensor for name, tensor in tensors.items() if name != "rest"}
-        rest = {name: record[name] for name in ("buffer", "memories")}
+        rest = {name: record[name] for name in ("buffer", "memories", "input")}
         self._cut = Cut(kept, {**rest, "timeline": timeline})
         memories = {name: {**parts[name], **memory} for name, memory in record["memories"].items()}
+        if self._entry is not None:
+            self._entry.video.load(parts["input"], record["input"])
         denoiser.resume(self._chunks, {**parts["buffer"], **record["buffer"]}, memories)
         if "rest" in tensors:
             self._rest = VideoChunk(
@@ -325,8 +380,17 @@ class Stream:
         return parts["autoencoder"]
 
 
-def _chunk_times(model: StreamModel) -> dict[str, float]:
-    """Return the seconds of a chunk, and by how many the first one is shorter."""
-    first, second = first_frame_of(model, 1), first_frame_of(model, 2)
-    frames, fps = second - first, model.config.fps
-    return {"chunk_seconds": frames / fps, "missing_seconds": (frames - first) / fps}
+def _refuse_videos_without_effect(
+    source: object | None, strength: float | None, first_video: object | None, start: str | None
+) -> None:
+    """Refuse what would be ignored.
+
+    Raises:
+        ConfigError: a strength without a source, or two ways to begin.
+    """
+    if strength is not None and source is None:
+        raise ConfigError(f"strength {strength:g} has no effect without a source video")
+    if first_video is not None and source is not None:
+        raise ConfigError("a source and a first video exclude each other: both fill the buffer")
+    if first_video is not None and start is not None:
+        raise ConfigError(f"start {start!r} has no effect with a first video, which is the start")

@@ -1,21 +1,18 @@
-"""The three stages of a stream: prompts to keys, noise to clean latents, latents to video frames.
+"""The stages of a stream that make latents and video: noise to clean latents, latents to frames.
 
-Each stage is called for one piece of work at a time and knows no threads: `stream.py` runs them one
-after another, or each in its own thread. Every piece carries its cut: what is needed to go on from
-just after it, so that the state of a stream is that of the chunk last delivered, however far ahead
-the stages are.
+The third one, prompts to keys, is in `prompt_keys`. Each stage is called for one piece of work at a
+time and knows no threads: `stream.py` runs them one after another, or each in its own thread. Every
+piece carries its cut: what is needed to go on from just after it, so that the state of a stream is
+that of the chunk last delivered, however far ahead the stages are.
 
 Paper: section 8 and Fig. 11 (denoising, decoding and the prompt callback run side by side).
 """
 
 from __future__ import annotations
 
-import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
@@ -23,11 +20,14 @@ from torch import Tensor
 
 from streamdit_model.buffer import StreamBuffer
 from streamdit_model.errors import NumericsError
-from streamdit_model.flow_matching import keyed_noise
+from streamdit_model.flow_matching import Noise
+from streamdit_model.known_frames import StartVideo, VideoEntry
+from streamdit_model.partition import Partition
+from streamdit_model.prompt_keys import PromptKeys
 from streamdit_model.prompt_timeline import FramePrompts, PromptTimeline, Receipt
 from streamdit_model.sampling import Velocity, Window, cycle, warm_up
-from streamdit_model.text import PromptCache
-from streamdit_model.transformer import FrameText, TextKeys
+from streamdit_model.transformer import FrameText
+from streamdit_model.video_chunk import VideoChunk, chunks_of, first_frame_of
 
 if TYPE_CHECKING:
     from streamdit_model.stream_state import StreamModel
@@ -37,19 +37,11 @@ __all__ = [
     "Decoder",
     "Denoiser",
     "LatentChunk",
-    "PromptKeys",
-    "Submit",
-    "TextWork",
     "VideoChunk",
     "chunks_of",
-    "encode_now",
     "first_frame_of",
     "new_buffer",
 ]
-
-TextWork = Callable[[], TextKeys]
-Submit = Callable[[TextWork], "Future[TextKeys]"]
-KEYS_KEPT = 8  # prompts whose keys stay beside those in use
 
 
 @dataclass(frozen=True)
@@ -62,99 +54,18 @@ class Cut:
 
 @dataclass(frozen=True)
 class LatentChunk:
-    """One emission of the denoiser: latents (1, channels, c, height, width) and all about them."""
+    """One emission of the denoiser: latents (1, channels, c, height, width) and all about them.
+
+    Of its video frames the first `num_frames` are kept: behind the end of an input there are none.
+    """
 
     number: int
     latents: Tensor
+    num_frames: int | None
     prompt: str | None
     receipts: list[Receipt]
     denoise_ms: float
     cut: Cut
-
-
-@dataclass(frozen=True)
-class VideoChunk:
-    """What a stream yields.
-
-    Args:
-        number: of the chunk, from 0.
-        frames: uint8 (frames, height, width, 3) on the CPU; the last chunk may be shorter.
-        first_frame: number of its first video frame, from 0.
-        seconds: video time of that frame.
-        prompt: the prompt that had the most weight when the chunk was finished; None for none.
-        receipts: what became of prompt events with this chunk.
-        statistics: `denoise_ms` and `decode_ms`, the wall time of the two stages.
-    """
-
-    number: int
-    frames: Tensor
-    first_frame: int
-    seconds: float
-    prompt: str | None
-    receipts: list[Receipt]
-    statistics: dict[str, float]
-
-    def split(self, num_frames: int, *, fps: float) -> tuple[VideoChunk, VideoChunk | None]:
-        """Return the first frames, and a chunk of those left over or None."""
-        if num_frames >= len(self.frames):
-            return self, None
-        first_frame = self.first_frame + num_frames
-        rest = replace(
-            self,
-            frames=self.frames[num_frames:],
-            first_frame=first_frame,
-            seconds=first_frame / fps,
-            receipts=[],
-        )
-        return replace(self, frames=self.frames[:num_frames]), rest
-
-
-class PromptKeys:
-    """The cross-attention keys of prompts: each is encoded once, the ones used last are kept.
-
-    Args:
-        model: encodes the text.
-        submit: runs the encoding, at once or in another thread, one at a time.
-        size: number of prompts whose keys are kept.
-    """
-
-    def __init__(self, model: StreamModel, submit: Submit, size: int = KEYS_KEPT) -> None:
-        self._model = model
-        self._conditions = PromptCache(model.text_encoder)
-        self._submit = submit
-        self._size = size
-        self._lock = threading.Lock()
-        self._keys: OrderedDict[str | None, Future[TextKeys]] = OrderedDict()
-        self._joined: tuple[tuple[str | None, ...], TextKeys] | None = None
-
-    def request(self, prompt: str | None) -> Future[TextKeys]:
-        """Return the keys of a prompt, which may still be in the making."""
-        with self._lock:
-            keys = self._keys.pop(prompt, None)
-            if keys is None:
-                keys = self._submit(lambda: self._encode(prompt))
-            self._keys[prompt] = keys
-            while len(self._keys) > self._size:
-                self._keys.popitem(last=False)
-            return keys
-
-    def is_ready(self, prompt: str | None) -> bool:
-        """Say whether the keys of a prompt are there, after asking for them if need be."""
-        return self.request(prompt).done()
-
-    def wait(self, prompt: str | None) -> TextKeys:
-        """Return the keys of a prompt as soon as they are there."""
-        return self.request(prompt).result()
-
-    def join(self, prompts: tuple[str | None, ...]) -> TextKeys:
-        """Return the keys of several prompts, in that order."""
-        if self._joined is None or self._joined[0] != prompts:
-            self._joined = prompts, TextKeys.stack([self.wait(prompt) for prompt in prompts])
-        return self._joined[1]
-
-    @torch.inference_mode()
-    def _encode(self, prompt: str | None) -> TextKeys:
-        return self._model.transformer.text_keys(self._conditions(prompt or ""))
 
 
 @runtime_checkable
@@ -170,6 +81,15 @@ class Remembers(Protocol):
         ...
 
 
+@runtime_checkable
+class Forgets(Protocol):
+    """A stepper with a history, to be told which latents were replaced."""
+
+    def forget(self, frames: range) -> None:
+        """Drop the history of latent frames, in absolute numbers."""
+        ...
+
+
 class Denoiser:
     """Prompts and keyed noise in, clean latents out, one chunk a call.
 
@@ -178,8 +98,10 @@ class Denoiser:
         timeline: says which prompt a frame sees.
         keys: of its prompts.
         velocity: of the model, with its guidance.
-        seed: of the noise.
-        start: "ramp" or "clip".
+        noise: keyed by the seed.
+        seed: named when latents are not finite.
+        start: "ramp" or "clip", or a video that the stream follows.
+        entry: a video to be edited, which ends the stream.
         prompts_ahead: scripted prompts asked for before their time.
         check: called before every micro step; what it raises ends the work.
     """
@@ -191,19 +113,22 @@ class Denoiser:
         keys: PromptKeys,
         *,
         velocity: Velocity,
+        noise: Noise,
         seed: int,
-        start: str,
+        start: str | StartVideo,
+        entry: VideoEntry | None,
         prompts_ahead: int,
         check: Callable[[], None],
     ) -> None:
-        self._config = model.config
+        self._model, self._config = model, model.config
         self._timeline, self._keys, self._velocity = timeline, keys, velocity
         self._seed, self._start, self._check = seed, start, check
+        self._entry = entry
         self._prompts_ahead = prompts_ahead
         self._device = model.device
         self._stepper = model.new_stepper()
         self._buffer = new_buffer(model, batch=1)
-        self._noise = keyed_noise([seed], *model.config.frame_shape, device=model.device)
+        self._noise = noise
         self._chunk = -1
         self._warm_up_step = 0
         self._finite: list[tuple[int, Tensor]] = []
@@ -215,7 +140,10 @@ class Denoiser:
         buffer: Mapping[str, Tensor | int],
         memories: Mapping[str, Mapping[str, Any]],
     ) -> None:
-        """Go on after the chunks before `chunk`, with the states at that place."""
+        """Go on after the chunks before `chunk`, with the states at that place.
+
+        The entry, if any, has its state already.
+        """
         self._chunk = chunk
         self._buffer.load(buffer)
         for name, owner in self._remembering().items():
@@ -226,48 +154,90 @@ class Denoiser:
         owners = {"context": self._velocity, "history": self._stepper}
         return {name: owner for name, owner in owners.items() if isinstance(owner, Remembers)}
 
-    def next(self) -> LatentChunk:
-        """Return the next chunk.
+    def next(self) -> LatentChunk | None:
+        """Return the next chunk; None when the video to be edited has ended before it.
 
         Raises:
             NumericsError: its latents are not finite.
+            ConfigError: the video to be edited has no frames, or frames of another kind.
+            Exception: whatever ended the video to be edited.
         """
         began = time.perf_counter()
-        steps = (self._noise, self._frame_text)
-        how: dict[str, Any] = {"stepper": self._stepper, "on_step": self._on_step}
+        number = max(self._chunk, 0)
+        num_frames = self._frames_of_entry(number)
+        if num_frames == 0:
+            return None
         if self._chunk < 0:
-            warm_up(self._buffer, self._velocity, *steps, start=self._start, **how)
+            self._begin()
             self._chunk = 0
-        number = self._chunk
-        latents = cycle(self._buffer, self._velocity, *steps, **how)
+        latents = self._cycle()
         self._require_finite(latents)
         prompt, receipts = self._timeline.emit(number, number * latents.shape[2])
         self._chunk += 1
+        if self._entry is not None:
+            self._entry.forget_passed(self._buffer)
         return LatentChunk(
             number=number,
             latents=latents,
+            num_frames=num_frames,
             prompt=prompt,
             receipts=receipts,
             denoise_ms=1000 * (time.perf_counter() - began),
             cut=self._cut(),
         )
 
+    def _frames_of_entry(self, chunk: int) -> int | None:
+        """Return how many video frames of a chunk the input has; None without an input."""
+        if self._entry is None:
+            return None
+        first, end = (first_frame_of(self._model, n) for n in (chunk, chunk + 1))
+        count = max(0, self._entry.video.frames_until(end) - first)
+        if count == 0:
+            self._entry.video.require_sound_end()
+        return count
+
+    def _begin(self) -> None:
+        """Bring the buffer to where a cycle emits chunk 0."""
+        if isinstance(self._start, str):
+            steps = (self._buffer, self._velocity, self._noise, self._frame_text)
+            warm_up(*steps, start=self._start, **self._how())
+            return
+        self._start.fill(self._buffer)
+        for _ in range(self._config.partition.num_chunks):
+            self._cycle()
+
+    def _cycle(self) -> Tensor:
+        return cycle(self._buffer, self._velocity, self._noise, self._frame_text, **self._how())
+
+    def _how(self) -> dict[str, Any]:
+        how = {"stepper": self._stepper, "on_step": self._on_step}
+        is_led = self._chunk < 0 and isinstance(self._start, StartVideo)
+        return how | {"rebuild": self._rebuild} if is_led or self._entry is not None else how
+
+    def _rebuild(self, latents: Tensor, levels: tuple[int, ...], first_frame: int) -> None:
+        """Put back the frames that are known; a stepper's history of them holds no longer."""
+        known = self._entry if isinstance(self._start, str) else self._start
+        assert known is not None
+        frames = known.rebuild(latents, levels, first_frame)
+        if isinstance(self._stepper, Forgets):
+            self._stepper.forget(frames)
+
     def _frame_text(self, first_frame: int, num_frames: int, micro_step: int) -> FrameText:
         """Apply the prompts that are due before a micro step, and return what its frames see."""
         step = self._warm_up_step if self._chunk < 0 else micro_step
-        end, size = first_frame + num_frames, self._config.partition.chunk_size
+        partition = self._config.partition
         clip = self._chunk < 0 and self._start == "clip"
-        num_chunks = self._config.partition.num_chunks
-        present = num_chunks if clip else self._buffer.num_chunks_present
-        chunks = [end - size * (present - chunk) for chunk in range(present)]
-        # A chunk of a clip is taken at its own level: later steps of the clip do not make it.
-        steps = self._config.partition.micro_steps
-        made = [f for i, f in enumerate(chunks) if not clip or step < (num_chunks - 1 - i) * steps]
+        present = partition.num_chunks if clip else self._buffer.num_chunks_present
+        fresh, made = _chunks_touched(
+            first_frame + num_frames,
+            partition,
+            present,
+            step if clip else micro_step,
+            clip=clip,
+            entry=0 if self._entry is None else self._entry.level,
+        )
         self._timeline.advance(
-            (self._chunk, step),
-            chunks[-1] if clip or micro_step == 0 else end,
-            is_ready=self._keys.is_ready,
-            wait=self._keys.wait,
+            (self._chunk, step), fresh, is_ready=self._keys.is_ready, wait=self._keys.wait
         )
         for prompt in self._timeline.upcoming(self._prompts_ahead):
             self._keys.request(prompt)
@@ -319,7 +289,11 @@ class Denoiser:
                 if isinstance(value, Tensor):
                     tensors[f"{owner_name}.{name}"] = value
         record = {"buffer": state, "memories": memories, "timeline": self._timeline.cut()}
-        return Cut(tensors, record)
+        numbers = None
+        if self._entry is not None:
+            waiting, numbers = self._entry.video.state()
+            tensors |= {f"input.{name}": tensor for name, tensor in waiting.items()}
+        return Cut(tensors, {**record, "input": numbers})
 
 
 class Decoder:
@@ -329,12 +303,18 @@ class Decoder:
         model: gives the autoencoder.
         seed: named when the video is not finite.
         state: of the autoencoder, None at the start of a stream.
+        follows_video: the stream does not begin with a first frame of its own.
     """
 
     def __init__(
-        self, model: StreamModel, *, seed: int, state: dict[str, Tensor] | None = None
+        self,
+        model: StreamModel,
+        *,
+        seed: int,
+        state: dict[str, Tensor] | None = None,
+        follows_video: bool = False,
     ) -> None:
-        self._model = model
+        self._model, self._follows_video = model, follows_video
         self._autoencoder = model.autoencoder
         self._fps = model.config.fps
         self._dtype = next(model.autoencoder.parameters()).dtype
@@ -356,8 +336,8 @@ class Decoder:
                 f"decoded video of chunk {chunk.number} is not finite, {last}, seed {self._seed}"
             )
         frames = (video[0].float().clamp(0, 1) * 255).round().to(torch.uint8)
-        frames = frames.permute(1, 2, 3, 0).contiguous().cpu()
-        first_frame = first_frame_of(self._model, chunk.number)
+        frames = frames.permute(1, 2, 3, 0)[: chunk.num_frames].contiguous().cpu()
+        first_frame = first_frame_of(self._model, chunk.number, self._follows_video)
         decode_ms = 1000 * (time.perf_counter() - began)
         state = {f"autoencoder.{name}": tensor for name, tensor in self._state.items()}
         video_chunk = VideoChunk(
@@ -372,27 +352,37 @@ class Decoder:
         return video_chunk, Cut({**chunk.cut.tensors, **state}, chunk.cut.record)
 
 
-def first_frame_of(model: StreamModel, chunk: int) -> int:
-    """Return the number of the first video frame of a chunk, as the autoencoder counts them."""
-    size = model.config.partition.chunk_size
-    return model.autoencoder.video_shape(chunk * size, 1, 1)[0]
-
-
-def chunks_of(model: StreamModel, num_frames: int) -> int:
-    """Return how many chunks hold so many video frames; the inverse of `first_frame_of`."""
-    first, second = first_frame_of(model, 1), first_frame_of(model, 2)
-    later = second - first  # every chunk but the first, which may be shorter
-    return -(-(num_frames + later - first) // later)
-
-
-def encode_now(work: TextWork) -> Future[TextKeys]:
-    """Encode a prompt in the caller's thread."""
-    keys: Future[TextKeys] = Future()
-    keys.set_result(work())
-    return keys
-
-
 def new_buffer(model: StreamModel, *, batch: int) -> StreamBuffer:
     """Return an empty buffer for a number of streams of a model."""
     channels, height, width = model.config.frame_shape
     return StreamBuffer(model.config.partition, batch, channels, height, width, model.device)
+
+
+def _chunks_touched(
+    end: int, partition: Partition, present: int, micro_step: int, *, clip: bool, entry: int
+) -> tuple[int, list[int]]:
+    """Return what a micro step makes, by the first latent frames of the chunks present.
+
+    Args:
+        end: latent frame behind the window.
+        partition: of the buffer.
+        present: number of chunks.
+        micro_step: within the cycle, or within the clip.
+        clip: all chunks are at one level, and each is taken at its own level: later steps of the
+            clip do not make it.
+        entry: level from which on the steps make a chunk; 0 without a video to be edited.
+
+    Returns:
+        The first frame that no step has touched, and the chunks that this step makes.
+    """
+    steps, size = partition.micro_steps, partition.chunk_size
+    chunks = [end - size * (present - chunk) for chunk in range(present)]
+    own = [steps * (present - 1 - chunk) for chunk in range(present)]
+    levels = [micro_step] * present if clip else [level + micro_step for level in own]
+    made = [
+        frame
+        for frame, level, last in zip(chunks, levels, own, strict=True)
+        if frame >= 0 and level >= entry and (not clip or level < last)
+    ]
+    fresh = (frame for frame, level in zip(chunks, levels, strict=True) if level <= entry)
+    return chunks[-1] if clip else next(fresh, end), made

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "StreamState",
+    "frames_read",
     "load_state",
     "model_fingerprint",
     "require_same_origin",
@@ -50,6 +51,7 @@ _RECORD_KEYS = {
     "frames",
     "buffer",
     "memories",
+    "input",
     "timeline",
     "rest_prompt",
 }
@@ -164,6 +166,12 @@ def load_state(path: Path | str) -> StreamState:
     if not isinstance(record, dict) or found != FORMAT or record.keys() != _RECORD_KEYS:
         raise WeightsError(f"{path.name} is not a state of the format {FORMAT}")
     return tensors, record
+
+
+def frames_read(state: StreamState) -> int | None:
+    """Return the frame at which the input of a stream goes on; None for a stream without input."""
+    video = state[1]["input"]
+    return None if video is None else video["frames_read"]
 
 
 def _digest(tensors: dict[str, Tensor]) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from streamdit_model.errors import ConfigError
 from streamdit_model.partition import Partition
+from streamdit_model.strength import strength_levels
 from streamdit_model.wan.config import WanConfig
 from streamdit_model.wan.context import ContextSizes
 from streamdit_model.wan.text_weights import WanTextConfig
@@ -89,6 +90,15 @@ class WanModelConfig:
     def start(self) -> Literal["ramp", "clip"]:
         """How a stream begins: open weights know growing buffers."""
         return "ramp"
+
+    @property
+    def strength(self) -> float:
+        """Default noise level of entry for video to video.
+
+        Choice: 0.7, about where StreamDiffusionV2 begins with models of this family
+        (open-weights.md 2.7), or the lowest level where a model has only stronger ones.
+        """
+        return max(0.7, strength_levels(self.partition)[0])
 
     @property
     def frame_shape(self) -> tuple[int, int, int]:

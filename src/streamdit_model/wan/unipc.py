@@ -14,7 +14,7 @@ Choice: order two and the "bh2" form of UniPC, which SkyReels-V2 was published w
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -158,6 +158,16 @@ class UniPCStepper:
             self._state, noisy, predicted_velocity, tau, after, first_frame
         )
         return moved
+
+    def forget(self, frames: range) -> None:
+        """Drop the history of latent frames, in absolute numbers, whose latents were replaced."""
+        if self._state is None:
+            return
+        first = self._state.first_frame
+        steps = tuple(
+            0 if first + place in frames else count for place, count in enumerate(self._state.steps)
+        )
+        self._state = replace(self._state, steps=steps)
 
     def state(self) -> dict[str, Any]:
         """Return what `load` needs to go on exactly: tensors, numbers and lists of numbers."""
