@@ -80,6 +80,14 @@ class AudioTrack:
         self._waiting_bytes += packet.size
         self._waiting.append((time, packet))
 
+    def skip(self, seconds: Fraction) -> None:
+        """Move time 0 by some seconds, before any sound is returned; what lies before it goes."""
+        waiting = [(time - seconds, packet) for time, packet in self._waiting]
+        self._waiting.clear()
+        self._waiting_bytes = 0
+        for time, packet in waiting:
+            self.put(packet, time)
+
     def join(self, container: OutputContainer) -> None:
         """Add the track to an output that has not been begun.
 
@@ -110,13 +118,13 @@ class AudioTrack:
                 yield from self._stamped(packet, time)
             else:
                 for fresh in self._recoder.feed(packet, time):
-                    yield from self._stamped(fresh, fresh.pts * fresh.time_base)
+                    yield from self._stamped(fresh, _time_of(fresh))
 
     def rest(self, until: Fraction) -> Iterator[Packet]:
         """Return the same as `packets`, and what the encoder still holds, at the end of a video."""
         yield from self.packets(until)
         for fresh in self._recoder.flush() if self._recoder is not None else ():
-            time = fresh.pts * fresh.time_base
+            time = _time_of(fresh)
             if time < until:
                 yield from self._stamped(fresh, time)
 
@@ -137,6 +145,12 @@ class AudioTrack:
         decoder.sample_rate = self._rate
         decoder.layout = self._layout
         return decoder
+
+
+def _time_of(packet: Packet) -> Fraction:
+    """Return the seconds at which a packet begins; those of an encoder always say."""
+    assert packet.pts is not None
+    return packet.pts * packet.time_base
 
 
 class _Recoder:

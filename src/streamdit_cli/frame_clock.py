@@ -15,7 +15,7 @@ __all__ = ["FrameClock"]
 Picture = TypeVar("Picture")
 
 # Timestamps in whole milliseconds, which many containers have, are off by half of one.
-LEAST_SLACK = Fraction(1, 1000)
+SLACK = Fraction(1, 1000)
 # A frame that is earlier than the one before it by less than this replaces that one, in seconds.
 DISORDER = Fraction(1)
 # A longer pause than this, or a longer way back than `DISORDER`, is a break in the clock.
@@ -31,21 +31,19 @@ class FrameClock(Generic[Picture]):
     where the length reaches from the start of the first frame to the end of the last one.
     A frame is returned as soon as later ones cannot change it.
 
-    Choice: timestamps in whole milliseconds are off by up to half of one, so times that are nearer
-    than the slack count as equal; else a video at the wanted rate would stutter.
+    Choice: the slack is 1 ms, since timestamps in whole milliseconds are off by up to half of one;
+    without it a video that has the wanted rate would stutter.
 
     Args:
         fps: output frames a second.
-        tick: the unit of the timestamps in seconds; half of it, or 1 ms if that is more, is slack.
 
     Attributes:
         shift: seconds to add to the times of the input since the last break in its clock.
     """
 
-    def __init__(self, fps: Fraction, *, tick: Fraction = Fraction(0)) -> None:
+    def __init__(self, fps: Fraction) -> None:
         self.shift = Fraction(0)
         self._fps = fps
-        self._slack = max(LEAST_SLACK, tick / 2)
         self._current: Picture | None = None
         self._begin = Fraction(0)  # of the current picture
         self._end = Fraction(0)  # as far as the pictures that have arrived reach
@@ -72,10 +70,10 @@ class FrameClock(Generic[Picture]):
         begin = self._place(time)
         self._end = max(self._end, begin + duration)
         before = self._current
-        while before is not None and self._next_time < begin - self._slack:
+        while before is not None and self._next_time < begin - SLACK:
             yield from self._decide(before)
         self._current, self._begin = picture, begin
-        while self._next_time <= begin + self._slack:
+        while self._next_time <= begin + SLACK:
             yield from self._decide(picture)
         yield from self._ripe()
 
@@ -120,4 +118,4 @@ class FrameClock(Generic[Picture]):
             yield self._waiting.popleft()
 
     def _is_within(self, number: int) -> bool:
-        return number + Fraction(1, 2) <= (self._end + self._slack) * self._fps
+        return number + Fraction(1, 2) <= (self._end + SLACK) * self._fps

@@ -9,10 +9,8 @@ from __future__ import annotations
 import os
 import select
 import stat
-import sys
 from collections.abc import Callable
 from fractions import Fraction
-from pathlib import Path
 from typing import Any
 
 import av
@@ -22,7 +20,7 @@ from av.video.stream import VideoStream
 
 from streamdit_cli.errors import InputError, UsageError
 
-__all__ = ["STDIN", "ByteSource", "OpenedInput", "allowed_rate", "open_input"]
+__all__ = ["AUDIO_DECODERS", "STDIN", "ByteSource", "OpenedInput", "allowed_rate", "open_input"]
 
 STDIN = "-"
 HIGHEST_FPS = 240
@@ -33,12 +31,26 @@ DEMUXERS = (
     *("mov", "matroska", "avi", "mpegts", "nut", "yuv4mpegpipe", "rawvideo", "gif"),
     *("png_pipe", "jpeg_pipe", "webp_pipe"),
 )
+KINDS = "mp4, mov, mkv, webm, avi, mpegts, nut, y4m, gif, png, jpeg, webp"
 VIDEO_DECODERS = (
     *("h264", "hevc", "vp8", "vp9", "av1", "libdav1d", "mpeg4", "mpeg2video", "mjpeg"),
     *("rawvideo", "ffv1", "prores", "png", "webp", "gif"),
 )
 AUDIO_DECODERS = (
-    *("aac", "mp3", "mp3float", "opus", "libopus", "vorbis", "flac", "ac3", "eac3", "alac"),
+    *(
+        "aac",
+        "mp2",
+        "mp2float",
+        "mp3",
+        "mp3float",
+        "opus",
+        "libopus",
+        "vorbis",
+        "flac",
+        "ac3",
+        "eac3",
+        "alac",
+    ),
     *("pcm_s16le", "pcm_s16be", "pcm_s24le", "pcm_s24be", "pcm_s32le", "pcm_f32le", "pcm_u8"),
 )
 _IMAGES = {b"\x89PNG": "png_pipe", b"\xff\xd8\xff": "jpeg_pipe", b"RIFF": "webp_pipe"}
@@ -59,6 +71,7 @@ class ByteSource:
 
     def __init__(self, descriptor: int) -> None:
         self.head = b""  # the first bytes that were read
+        self.num_bytes = 0
         self._descriptor = descriptor
         self._is_given_up = False
         self._poll = None
@@ -75,6 +88,7 @@ class ByteSource:
             if self._is_given_up:
                 return b""
         data = b"" if self._is_given_up else os.read(self._descriptor, min(size, _STEP))
+        self.num_bytes += len(data)
         if len(self.head) < _LONGEST_Y4M_HEADER:
             self.head += data[:_LONGEST_Y4M_HEADER]
         return data
@@ -119,6 +133,11 @@ class OpenedInput:
     def is_y4m(self) -> bool:
         """Whether it is yuv4mpegpipe, which cannot say by which matrix its pixels were made."""
         return self.container.format.name == "yuv4mpegpipe"
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of a file, or of what has been read of standard input."""
+        return self.container.size if self.source is None else self.source.num_bytes
 
     def close(self) -> None:
         """Close the container and standard input."""
@@ -165,9 +184,13 @@ def _raw_options(size: tuple[int, int] | None, fps: float | None) -> dict[str, s
     if size is None and fps is None:
         return {}
     if size is None or fps is None:
-        has, lacks = ("--input-fps", "--input-size") if size is None else (
-            "--input-size",
-            "--input-fps",
+        has, lacks = (
+            ("--input-fps", "--input-size")
+            if size is None
+            else (
+                "--input-size",
+                "--input-fps",
+            )
         )
         raise UsageError(f"{has} is for raw rgb24 frames and needs {lacks} too", f"add {lacks}")
     if not allowed_rate(fps):
@@ -240,6 +263,7 @@ def _open(
     try:
         return av.open(
             file,
+            "r",
             format=demuxer,
             options=options | guards,
             metadata_errors="replace",
@@ -258,8 +282,9 @@ def _not_read(name: str, file: str | ByteSource, error: Exception) -> InputError
             return InputError("an mp4 with its index at the end cannot be read from a pipe", _REMUX)
         hint = "send y4m, nut, mpegts, mkv or fragmented mp4; raw rgb24 needs --input-size"
         return InputError(f"{name} is not a video that is read here", hint)
-    reason = getattr(error, "strerror", None) or type(error).__name__
-    return InputError(f"{name} is not a video that is read here: {reason}", _CONVERT)
+    if isinstance(error, PermissionError):
+        return InputError(f"{name} cannot be read: {error.strerror}", "check its permissions")
+    return InputError(f"{name} is not a video that is read here; allowed: {KINDS}", _CONVERT)
 
 
 def _check_y4m(name: str, head: bytes) -> None:
@@ -297,12 +322,12 @@ def _video_of(name: str, container: InputContainer) -> VideoStream:
     cover = 0x0400  # AV_DISPOSITION_ATTACHED_PIC
     streams = [video for video in container.streams.video if not int(video.disposition) & cover]
     if not streams:
-        has = "sound but no video" if container.streams.audio else "no video"
+        has = "sound but no video" if container.streams.audio else "no video, or is cut off"
         raise InputError(f"{name} holds {has}", "name a file with moving pictures")
     video = streams[0]
     context = video.codec_context
     codec = context.name if context is not None else "unknown"
-    if codec not in VIDEO_DECODERS:
+    if context is None or codec not in VIDEO_DECODERS:
         raise InputError(f"{name}: the codec {codec} is not accepted", _CONVERT)
     if context.width * context.height > MOST_PIXELS:
         message = f"{name} is {context.width}x{context.height}; at most 4096x2304 is accepted"

@@ -93,7 +93,7 @@ class PictureFit:
             dst_color_range=ColorRange.JPEG,
             **colours,
         )
-        array = _centred(picture.to_ndarray(), width, height)
+        array = _centred(np.asarray(picture.to_ndarray(), np.uint8), width, height)
         return np.ascontiguousarray(np.rot90(array, quarters))
 
     def _scaled_size(
@@ -160,7 +160,7 @@ def _has_alpha(pixels: VideoFormat) -> bool:
 
 
 def _centred(picture: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
-    """Cut a picture `(rows, columns, 3)` to a size, or put black round it, the same on two sides."""
+    """Cut a picture `(rows, columns, 3)` to a size, or put black round it, evenly."""
     top, left = (picture.shape[0] - height) // 2, (picture.shape[1] - width) // 2
     cut = picture[max(0, top) : max(0, top) + height, max(0, left) : max(0, left) + width]
     if cut.shape[:2] == (height, width):
