@@ -256,7 +256,7 @@ def test_grey_pictures_are_full_range(tmp_path: Path) -> None:
     assert middle(path) == [250, 250, 250]
 
 
-@pytest.mark.parametrize("size", [(33, 17), (1, 1), (5, 3), (63, 31)])
+@pytest.mark.parametrize("size", [(33, 17), (1, 1), (9, 5), (63, 31)])
 def test_odd_sizes_are_fitted(tmp_path: Path, size: tuple[int, int]) -> None:
     planes = to_yuv((200, 120, 40), *WEIGHTS[6], full=False)
     path = plane_video(tmp_path / "in.mkv", "yuv420p", planes, tags=(6, 1), size=size)
@@ -367,15 +367,15 @@ def test_stretch_shows_all_of_it_in_every_size(shape_video: Path) -> None:
 
 
 def test_pixels_that_are_not_square_are_made_square(tmp_path: Path) -> None:
-    path = tmp_path / "in.mkv"
-    with av.open(str(path), "w") as file:
-        video: Any = file.add_stream("ffv1", rate=10)
-        video.width, video.height, video.pix_fmt = 48, 48, "bgr0"
-        video.codec_context.sample_aspect_ratio = Fraction(2, 1)
-        frame = av.VideoFrame.from_ndarray(quadrants(48, 48), format="rgb24")
-        frame.pts = 0
-        file.mux(video.encode(frame.reformat(format="bgr0")))
-        file.mux(video.encode(None))
+    path = tmp_path / "in.y4m"
+    luma = [to_yuv(rgb, *WEIGHTS[6], full=False) for rgb in (RED, GREEN, BLUE, WHITE)]
+    codes = np.zeros((3, 48, 48), np.uint8)
+    for number, code in enumerate(luma):
+        rows = slice(0, 24) if number < 2 else slice(24, 48)
+        columns = slice(0, 24) if number % 2 == 0 else slice(24, 48)
+        codes[:, rows, columns] = np.array(code)[:, None, None]
+    header = b"YUV4MPEG2 W48 H48 F10:1 A2:1 C444\n"
+    path.write_bytes(header + b"FRAME\n" + codes.tobytes())
     with open_video(str(path), size=(48, 48), fps=10, fit="pad") as opened:
         frame = next(opened)[0]
     assert frame[:12].max() == 0
@@ -491,11 +491,11 @@ def test_a_video_that_is_cut_off_gives_its_frames_and_a_warning(
     flags = {"fragmented.mp4": "frag_keyframe+empty_moov", "faststart.mp4": "faststart"}
     options = {"movflags": flags[suffix]} if suffix in flags else {}
     path = write_numbered(
-        tmp_path / f"in{suffix}", steady(120), width=256, height=128, options=options
+        tmp_path / f"in{suffix}", steady(90), width=128, height=64, options=options
     )
     with open_video(str(cut(path, 0.6)), size=SIZE, fps=30) as video:
         shown = [number_of(frame) for frame in video]
-        assert 20 <= len(shown) < 119
+        assert 20 <= len(shown) < 89
         assert shown[: len(shown) - 2] == list(range(len(shown) - 2))
         if suffix == "fragmented.mp4":  # cut between two of its parts it is whole
             return
@@ -519,12 +519,6 @@ def test_frames_before_a_damaged_place_are_whole(
         assert first == list(range(20))
         assert video.damage
     assert "warning:" in capsys.readouterr().err
-
-
-def test_a_small_file_with_large_pictures_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
-    path = plane_video(tmp_path / "in.mkv", "gray", [0], tags=None, size=(8192, 8192))
-    with pytest.raises(InputError, match="8192x8192; at most 4096x2304"):
-        open_video(str(path), size=SIZE, fps=16)
 
 
 def test_a_ribbon_is_not_enlarged_without_bounds(tmp_path: Path) -> None:
