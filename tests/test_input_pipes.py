@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import av
+import numpy as np
 import pytest
 from numbered_video import number_of, numbered, steady, write_numbered
 
@@ -135,12 +137,32 @@ def test_a_sender_that_dies_in_a_frame_leaves_the_frames_before(
 
 
 def test_an_mp4_with_its_index_at_the_end_is_explained(tmp_path: Path, pipe: int) -> None:
-    data = write_numbered(tmp_path / "in.mp4", steady(10)).read_bytes()
-    os.write(pipe, data[:60000])
-    os.close(pipe)
+    path = tmp_path / "in.mp4"
+    noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8)
+    with av.open(str(path), "w") as file:  # large enough that no buffer holds all of it
+        stream: Any = file.add_stream("mjpeg", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 256, 256, "yuvj420p"
+        for _ in range(20):
+            picture = av.VideoFrame.from_ndarray(noise, format="rgb24")
+            file.mux(stream.encode(picture.reformat(format="yuvj420p")))
+        file.mux(stream.encode(None))
+    data = path.read_bytes()
+    assert len(data) > 300_000
+    sender = threading.Thread(target=send, args=(pipe, data), daemon=True)
+    sender.start()
     with pytest.raises(InputError, match="index at the end") as caught:
         open_video("-", size=SIZE, fps=30)
     assert "faststart" in caught.value.hint
+
+
+def send(descriptor: int, data: bytes) -> None:
+    """Write until all of it is read, or the reader has gone."""
+    try:
+        for place in range(0, len(data), 4096):
+            os.write(descriptor, data[place : place + 4096])
+    except BrokenPipeError:
+        pass
+    os.close(descriptor)
 
 
 def test_a_file_as_standard_input_may_have_its_index_anywhere(

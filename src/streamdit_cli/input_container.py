@@ -82,6 +82,16 @@ class ByteSource:
             self._poll = select.poll()
             self._poll.register(descriptor, select.POLLIN)
 
+    @property
+    def is_pipe(self) -> bool:
+        """Whether what has been read cannot be read again."""
+        return not hasattr(self, "seek")
+
+    @property
+    def is_mp4(self) -> bool:
+        """Whether it begins as mp4 and mov do."""
+        return self.head[4:8] == b"ftyp"
+
     def read(self, size: int) -> bytes:
         """Return at most this many bytes, as soon as there are some; none at the end."""
         while self._poll is not None and not self._poll.poll(GLANCE * 1000):
@@ -133,6 +143,16 @@ class OpenedInput:
     def is_y4m(self) -> bool:
         """Whether it is yuv4mpegpipe, which cannot say by which matrix its pixels were made."""
         return self.container.format.name == "yuv4mpegpipe"
+
+    def nothing_shown(self, why: str) -> InputError:
+        """Return the error of an input that opens but gives no frame.
+
+        Args:
+            why: what was wrong with it, in words.
+        """
+        if self.source is not None and self.source.is_mp4 and self.source.is_pipe:
+            return _index_at_the_end()
+        return InputError(f"{self.name} shows nothing: {why}", "does it play elsewhere?")
 
     @property
     def num_bytes(self) -> int:
@@ -278,13 +298,17 @@ def _not_read(name: str, file: str | ByteSource, error: Exception) -> InputError
         if not file.head:
             hint = "the program before the | wrote nothing; does it work on its own?"
             return InputError("standard input is empty, not a video", hint)
-        if file.head[4:8] == b"ftyp":
-            return InputError("an mp4 with its index at the end cannot be read from a pipe", _REMUX)
+        if file.is_mp4 and file.is_pipe:
+            return _index_at_the_end()
         hint = "send y4m, nut, mpegts, mkv or fragmented mp4; raw rgb24 needs --input-size"
         return InputError(f"{name} is not a video that is read here", hint)
     if isinstance(error, PermissionError):
         return InputError(f"{name} cannot be read: {error.strerror}", "check its permissions")
     return InputError(f"{name} is not a video that is read here; allowed: {KINDS}", _CONVERT)
+
+
+def _index_at_the_end() -> InputError:
+    return InputError("an mp4 with its index at the end cannot be read from a pipe", _REMUX)
 
 
 def _check_y4m(name: str, head: bytes) -> None:

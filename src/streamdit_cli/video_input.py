@@ -110,8 +110,7 @@ class VideoInput:
         self._reading = threading.Lock()
         first = next(self._decoded, None)
         if first is None:
-            why = self.damage or "it has no frames"
-            raise InputError(f"{self.name} shows nothing: {why}", "does it play elsewhere?")
+            raise opened.nothing_shown(self.damage or "it has no frames")
         self.source_size = (first.frame.width, first.frame.height)
         self.rotation = round(first.frame.rotation / 90) % 4 * 90
         self.colour = describe_colour(first.frame, is_y4m=opened.is_y4m)
