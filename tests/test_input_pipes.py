@@ -89,6 +89,7 @@ def test_every_format_that_streams_is_read_from_another_process(
         raw: dict[str, Any] = RAW if suffix == ".rgb" else {}
         video = open_video("-", size=SIZE, fps=30, **raw)
         assert (video.name, video.duration, video.num_frames) == ("standard input", None, None)
+        assert video.source_fps == pytest.approx(30, abs=0.1)
         assert numbers(video) == list(range(20))
         assert not video.damage
 

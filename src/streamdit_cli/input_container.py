@@ -54,6 +54,7 @@ AUDIO_DECODERS = (
     *("pcm_s16le", "pcm_s16be", "pcm_s24le", "pcm_s24be", "pcm_s32le", "pcm_f32le", "pcm_u8"),
 )
 _IMAGES = {b"\x89PNG": "png_pipe", b"\xff\xd8\xff": "jpeg_pipe", b"RIFF": "webp_pipe"}
+_MPEGTS = b"G"  # the first byte of each of its packets
 # How often a blocked read looks whether it was given up, in seconds.
 GLANCE = 0.1
 _STEP = 1 << 16
@@ -72,6 +73,7 @@ class ByteSource:
     def __init__(self, descriptor: int) -> None:
         self.head = b""  # the first bytes that were read
         self.num_bytes = 0
+        self._kept = b""  # read, but not given out yet
         self._descriptor = descriptor
         self._is_given_up = False
         self._poll = None
@@ -92,12 +94,24 @@ class ByteSource:
         """Whether it begins as mp4 and mov do."""
         return self.head[4:8] == b"ftyp"
 
+    def peek(self) -> bytes:
+        """Return the first bytes of a pipe, which are read again; none of a file."""
+        if self.is_pipe and not self.num_bytes:
+            self._kept = self._receive(_STEP)
+        return self._kept
+
     def read(self, size: int) -> bytes:
         """Return at most this many bytes, as soon as there are some; none at the end."""
+        if self._kept:
+            data, self._kept = self._kept[:size], self._kept[size:]
+            return data
+        return self._receive(min(size, _STEP))
+
+    def _receive(self, size: int) -> bytes:
         while self._poll is not None and not self._poll.poll(GLANCE * 1000):
             if self._is_given_up:
                 return b""
-        data = b"" if self._is_given_up else os.read(self._descriptor, min(size, _STEP))
+        data = b"" if self._is_given_up else os.read(self._descriptor, size)
         self.num_bytes += len(data)
         if len(self.head) < _LONGEST_Y4M_HEADER:
             self.head += data[:_LONGEST_Y4M_HEADER]
@@ -260,9 +274,10 @@ def _open_stdin(raw: dict[str, str]) -> OpenedInput:
         source.close()
         hint = "ffmpeg -i INPUT -f yuv4mpegpipe -pix_fmt yuv420p - | streamdit v2v - ..."
         raise InputError("standard input is a terminal, not a video", hint)
-    # Look at little before the first frame, and ask for no frame rate: timestamps tell.
-    live = {"probesize": "1000000", "analyzeduration": "500000", "fpsprobesize": "0"}
     try:
+        # Look at little before the first frame; mpegts alone needs two of them to know its rate.
+        waited = "2" if source.peek().startswith(_MPEGTS) else "0"
+        live = {"probesize": "1000000", "analyzeduration": "500000", "fpsprobesize": waited}
         container = _open(name, source, "rawvideo" if raw else None, raw | live)
         _check_y4m(name, source.head)
         return _checked(name, container, source, is_image=container.format.name in _IMAGES.values())
