@@ -495,10 +495,8 @@ def test_a_video_that_is_cut_off_gives_its_frames_and_a_warning(
     )
     with open_video(str(cut(path, 0.6)), size=SIZE, fps=30) as video:
         shown = [number_of(frame) for frame in video]
-        assert 20 <= len(shown) < 89
+        assert 5 <= len(shown) < 89
         assert shown[: len(shown) - 2] == list(range(len(shown) - 2))
-        if suffix == "fragmented.mp4":  # cut between two of its parts it is whole
-            return
         assert "cut off" in video.damage or "cannot be read further" in video.damage
     said = capsys.readouterr().err
     assert said.count("warning:") == 1
