@@ -13,12 +13,16 @@ import unicodedata
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from streamdit_cli.errors import InputError, UsageError
 from streamdit_cli.part import PartFile, check_free
 from streamdit_cli.pipe import Pipe, is_direct, open_direct, open_stdout
 from streamdit_cli.video import VideoEncoder, probe
 from streamdit_cli.writer import Writer
+
+if TYPE_CHECKING:
+    from streamdit_cli.audio_track import AudioTrack
 
 __all__ = [
     "CODECS",
@@ -56,13 +60,27 @@ class Output:
         """What an unfinished file of an earlier run held that this one replaces; else empty."""
         return self.target.replaced if isinstance(self.target, PartFile) else ""
 
-    def start(self, *, width: int, height: int, fps: float, metadata: dict[str, str]) -> Writer:
+    @property
+    def takes_audio(self) -> bool:
+        """Whether there is room for sound beside the pictures."""
+        return self.kind in CONTAINERS
+
+    def start(
+        self,
+        *,
+        width: int,
+        height: int,
+        fps: float,
+        metadata: dict[str, str],
+        audio: AudioTrack | None = None,
+    ) -> Writer:
         """Begin the video.
 
         Args:
             width, height: pixels, both even.
             fps: frames a second.
             metadata: what the file says about itself; `prompt` becomes its title.
+            audio: sound that goes with it; only where `takes_audio`.
         """
         if width % 2 or height % 2:
             raise UsageError(f"{width}x{height} is not even in both directions, as video must be")
@@ -75,6 +93,7 @@ class Output:
             height=height,
             fps=rate,
             metadata=metadata,
+            audio=audio,
         )
         return Writer(encoder, self.target, rate)
 

@@ -27,6 +27,7 @@ from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace
 from av.video.stream import VideoStream
 
+from streamdit_cli.audio_track import AudioTrack
 from streamdit_cli.errors import InputError
 from streamdit_cli.part import PartFile
 from streamdit_cli.pipe import GaveUp, Pipe
@@ -44,6 +45,8 @@ _MUXERS = {
     "nut": "nut",
     "rgb24": "rawvideo",
 }
+# Sound that is missing holds back so many seconds of pictures, in microseconds.
+_PATIENCE = "500000"
 # Every packet reaches the file or the reader at once; an mp4 is whole up to its last fragment.
 _MUXER_OPTIONS = {
     "mp4": {"movflags": "+hybrid_fragmented+frag_keyframe+default_base_moof"},
@@ -125,6 +128,7 @@ class VideoEncoder:
         width, height: pixels, both even.
         fps: frames a second; a key frame is set each second.
         metadata: what the video says about itself; `prompt` becomes its title.
+        audio: sound that goes with it as far as there are pictures, for files; None for none.
     """
 
     def __init__(
@@ -137,13 +141,18 @@ class VideoEncoder:
         height: int,
         fps: Fraction,
         metadata: dict[str, str],
+        audio: AudioTrack | None = None,
     ) -> None:
         self._target = target
         self._sink = _FileSink(target) if isinstance(target, PartFile) else _Sink(target)
         self._muxer = _MUXERS[kind]
         self._pixels = _pixels(kind, codec)
         self._num_frames = 0
+        self._fps = fps
+        self._audio = audio
         options = {"flush_packets": "1"} | _MUXER_OPTIONS.get(self._muxer, {})
+        if audio is not None:
+            options["max_interleave_delta"] = _PATIENCE
         self._container = av.open(self._sink, "w", format=self._muxer, options=options)
         self._container.metadata.update(_container_metadata(metadata))
         encoder = self._pixels.encoder
@@ -161,6 +170,8 @@ class VideoEncoder:
             context.colorspace = context.color_primaries = context.color_trc = 1
         if encoder == "libx264":  # one slice and thread for each quarter of a megapixel
             context.thread_count = min(4, 1 + width * height // 2**18)
+        if audio is not None:
+            audio.join(self._container)
 
     def encode(self, frame: Tensor) -> None:
         """Encode one uint8 frame `(height, width, 3)`.
@@ -178,6 +189,8 @@ class VideoEncoder:
             picture = picture.reformat(format=pixels.name)
         picture.pts = self._num_frames
         self._num_frames += 1
+        if self._audio is not None:  # before the picture, which else would wait for it
+            self._container.mux(list(self._audio.packets(self._num_frames / self._fps)))
         self._mux(picture)
 
     def finish(self, *, flush: bool) -> None:
@@ -188,6 +201,8 @@ class VideoEncoder:
         """
         if flush and self._num_frames:
             self._mux(None)
+            if self._audio is not None:
+                self._container.mux(list(self._audio.rest(self._num_frames / self._fps)))
         self._container.close()
         self._raise()
 
