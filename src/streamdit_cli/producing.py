@@ -92,9 +92,9 @@ def read_plan(wishes: Wishes, source: Source) -> Plan:
     return make_plan(wishes, source.read_config(size=wishes.size, start=wishes.start))
 
 
-def open_stream(plan: Plan, model: Model | WanModel) -> Stream:
+def open_stream(plan: Plan, model: Model | WanModel, *, chunks_ahead: int = 2) -> Stream:
     """Begin the stream of a plan; says which prompts the model reads only in part."""
-    from streamdit_model.stream import PromptEvent, Stream
+    from streamdit_model.stream import Stream
 
     for prompt, _ in plan.events:
         if model.text_encoder.truncated(prompt):
@@ -102,12 +102,13 @@ def open_stream(plan: Plan, model: Model | WanModel) -> Stream:
             console.warn(f"{plan.config.name} reads only {limit} of the prompt {prompt!r}")
     return Stream(
         model,
-        [PromptEvent(prompt, seconds) for prompt, seconds in plan.events],
+        plan.timeline,
         seed=plan.wishes.seed,
         num_frames=plan.num_frames,
         start=plan.wishes.start,
         guidance_scale=plan.wishes.guidance_scale,
         negative_prompt=plan.wishes.negative_prompt,
+        chunks_ahead=chunks_ahead,
     )
 
 
