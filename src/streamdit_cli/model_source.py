@@ -18,14 +18,18 @@ __all__ = ["FolderModel", "find_source"]
 
 @dataclass(frozen=True, kw_only=True)
 class FolderModel:
-    """A model folder of our own layout, with the interface of `OpenModel`."""
+    """A model folder of our own layout, with the interface of `OpenModel`.
+
+    `preset` is its name where it was found by one.
+    """
 
     folder: Path
+    preset: str | None = None
 
     @property
     def metadata(self) -> dict[str, str]:
         """What a video says about the weights, beside the name of the model."""
-        return {}
+        return {} if self.preset is None else {"preset": self.preset}
 
     def read_config(
         self, *, size: tuple[int, int] | None = None, start: str | None = None
@@ -85,7 +89,7 @@ def find_source(
     if preset is not None:
         files = () if random_weights else find_files(preset)
         return OpenModel(preset=preset, files=files, decoder=decoder, loras=loras)
-    folder, _ = find_model(name)
+    folder, preset = find_model(name)
     given = {"--decoder": decoder, "--lora": loras, "--random-weights": random_weights}
     for option, value in given.items():
         if value:
@@ -93,4 +97,4 @@ def find_source(
                 f"{option} is for open weights only, {name or 'shapes'} is a model of our own",
                 f"leave out {option}, or see streamdit models list",
             )
-    return FolderModel(folder=folder)
+    return FolderModel(folder=folder, preset=None if preset is None else preset["name"])

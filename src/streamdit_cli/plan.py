@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from streamdit_cli.script import Script
     from streamdit_cli.video_options import Size
-    from streamdit_model.wan.model_config import WanModelConfig
     from streamdit_model.prompt_timeline import PromptEvent
+    from streamdit_model.wan.model_config import WanModelConfig
     from streamdit_model.weights import ModelConfig
 
 __all__ = ["Plan", "Wishes", "check_wishes", "make_plan", "timeline_words"]
@@ -117,6 +117,7 @@ class Plan:
         words = {"prompt": " | ".join(prompt for prompt, _ in self.events)}
         if len(self.events) > 1:
             words["prompts"] = json.dumps(self.events)
+        if len(self.events) > 1 or any(event.seconds or event.position for event in self.timeline):
             words["timeline"] = timeline_words(self.timeline)
         if wishes.negative_prompt is not None:
             words["negative_prompt"] = wishes.negative_prompt
@@ -146,7 +147,13 @@ def check_wishes(wishes: Wishes) -> None:
 
     if wishes.seconds is not None and wishes.num_frames is not None:
         raise UsageError("--seconds and --num-frames exclude each other")
-    wishes.timeline(wishes.seconds or wishes.default_seconds if wishes.num_frames is None else 1.0)
+    length = wishes.seconds or wishes.default_seconds if wishes.num_frames is None else 1.0
+    timeline = wishes.timeline(length)
+    if wishes.transition is not None and len(timeline) < 2 and not wishes.is_live:
+        raise UsageError("--transition has no effect on one prompt", "give several -p, or a script")
+    blends = wishes.transition == "blend" or any(e.transition == "blend" for e in timeline)
+    if wishes.transition_seconds is not None and not blends:
+        raise UsageError("--transition-seconds has no effect without a blend", "--transition blend")
     if wishes.negative_prompt is not None:
         check_prompt(wishes.negative_prompt, UsageError, "the negative prompt")
 

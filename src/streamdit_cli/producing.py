@@ -9,16 +9,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streamdit_cli import console
 from streamdit_cli.making import explained, make, stream_threads, video_metadata
 from streamdit_cli.output import check_output, reserve
+from streamdit_cli.pacing import Pace
+from streamdit_cli.pipe import is_direct
 from streamdit_cli.plan import Plan, Wishes, make_plan
+from streamdit_cli.receipts import PromptLog
 from streamdit_cli.records import Records
 from streamdit_cli.watching import Watchers, open_watchers
 
 if TYPE_CHECKING:
+    from streamdit_cli.live import LiveStream
     from streamdit_cli.model_source import FolderModel
     from streamdit_cli.open_weights import OpenModel
     from streamdit_cli.output import Output
@@ -47,6 +52,8 @@ class Target:
     contact_sheet: str | None = None
     preview: bool = False
     quiet: bool = False
+    lead: float | None = None  # seconds; frames leave no earlier before their time, None at once
+    is_live: bool = False  # prompts come meanwhile, and a file keeps them beside it
 
     def check(self) -> None:
         """Refuse what `reserve` would refuse; takes nothing.
@@ -75,7 +82,15 @@ class Target:
         """Open the records for programs."""
         return Records(self.json_path, overwrite=self.overwrite)
 
-    def open_watchers(self) -> Watchers:
+    def open_prompt_log(self) -> PromptLog | None:
+        """Open what keeps the prompts of a live video; None without a file to lie beside."""
+        if not self.is_live or self.name == "-" or is_direct(Path(self.name)):
+            return None
+        return PromptLog(self.name, overwrite=self.overwrite)
+
+    def open_watchers(
+        self, records: Records | None = None, prompt_log: PromptLog | None = None
+    ) -> Watchers:
         """Open what looks at the frames."""
         return open_watchers(
             health=self.health,
@@ -83,6 +98,8 @@ class Target:
             preview=self.preview,
             quiet=self.quiet,
             overwrite=self.overwrite,
+            records=records,
+            prompt_log=prompt_log,
         )
 
 
@@ -119,7 +136,7 @@ def produce(
     loading: Mapping[str, Any],
     signals: Signals,
     *,
-    begin: Callable[[Plan, Model | WanModel], Stream] = open_stream,
+    begin: Callable[[Plan, Model | WanModel], Stream | LiveStream] = open_stream,
 ) -> None:
     """Take the place of the video, load the model, and make it.
 
@@ -138,28 +155,35 @@ def produce(
     with ExitStack() as stack:
         try:
             records = stack.enter_context(target.open_records())
-            watchers = stack.enter_context(target.open_watchers())
+            prompt_log = target.open_prompt_log()
+            watchers = stack.enter_context(target.open_watchers(records, prompt_log))
             if place.replaced:
                 console.warn(f"replacing {place.replaced}")
             plan = read_plan(wishes, source)
             stream = begin(plan, _load(plan, source, loading))
             writer = _open_writer(plan, source, stream, place, records)
+            if target.lead is not None:
+                writer.pace = Pace(plan.config.fps, target.lead)
         except BaseException as error:
             place.release()
             told = explained(error, "")
             if told is error:
                 raise
             raise told from error
-        make(
-            stream,
-            writer,
-            fps=plan.config.fps,
-            seconds=plan.seconds,
-            micro_steps=plan.config.partition.micro_steps,
-            signals=signals,
-            records=records,
-            watchers=watchers,
-        )
+        try:
+            make(
+                stream,
+                writer,
+                fps=plan.config.fps,
+                seconds=plan.seconds,
+                micro_steps=plan.config.partition.micro_steps,
+                signals=signals,
+                records=records,
+                watchers=watchers,
+            )
+        finally:
+            if prompt_log is not None and writer.is_named:
+                prompt_log.embed(Path(writer.place))
 
 
 def _load(plan: Plan, source: Source, loading: Mapping[str, Any]) -> Model | WanModel:
@@ -169,7 +193,7 @@ def _load(plan: Plan, source: Source, loading: Mapping[str, Any]) -> Model | Wan
 
 
 def _open_writer(
-    plan: Plan, source: Source, stream: Stream, place: Output, records: Records
+    plan: Plan, source: Source, stream: Stream | LiveStream, place: Output, records: Records
 ) -> Writer:
     """Write the headers of the records and of the video."""
     config = plan.config

@@ -10,7 +10,6 @@ words and times, never models.
 from __future__ import annotations
 
 import json
-import math
 import re
 import sys
 from collections.abc import Sequence
