@@ -18,7 +18,7 @@ from streamdit_cli import console
 from streamdit_cli.errors import InputError
 from streamdit_cli.options import parse_device, parse_guidance, parse_seed
 from streamdit_cli.prompts import check_prompt
-from streamdit_cli.script import Script, Stage, parse_script
+from streamdit_cli.script import Script, Stage, parse_stages
 from streamdit_cli.video_options import Size
 
 if TYPE_CHECKING:
@@ -150,10 +150,7 @@ def script_of(record: Mapping[str, str], name: str) -> Script | None:
             stages = None
         if not isinstance(stages, list):
             raise InputError(f"{name}: its timeline is not a list of stages")
-        if not stages:
-            return None
-        lines = "\n".join(json.dumps(stage) for stage in stages)
-        return parse_script(lines.encode(errors="replace"), f"the timeline of {name}")
+        return parse_stages(stages, f"the timeline of {name}") if stages else None
     if not record.get("prompt"):
         return None
     prompt = check_prompt(record["prompt"], InputError, f"the prompt of {name}")

@@ -22,7 +22,15 @@ from streamdit_cli.prompts import check_prompt, equal_parts
 from streamdit_model.errors import ConfigError
 from streamdit_model.prompt_timeline import TRANSITIONS, PromptEvent
 
-__all__ = ["Script", "Stage", "event_record", "parse_inline", "parse_script", "read_script"]
+__all__ = [
+    "Script",
+    "Stage",
+    "event_record",
+    "parse_inline",
+    "parse_script",
+    "parse_stages",
+    "read_script",
+]
 
 KEYS = ("prompt", "seconds", "at", "transition", "transition_seconds", "position")
 LARGEST_FILE = 10 * 1024 * 1024  # bytes
@@ -171,6 +179,20 @@ def parse_script(data: bytes, name: str) -> Script:
         found = _json_stages(data, name)
     else:
         found = _toml_stages(data, name)
+    return _script(found, name)
+
+
+def parse_stages(stages: Sequence[Any], name: str) -> Script:
+    """Read a script from a list of stages, as it stands in a video.
+
+    Raises:
+        InputError: as `parse_script`.
+    """
+    return _script([(f"{name} stage {n}", stage) for n, stage in enumerate(stages, 1)], name)
+
+
+def _script(found: Sequence[tuple[str, Any]], name: str) -> Script:
+    """Check stages, each with the words for its place."""
     if not found:
         raise InputError(f"{name} holds no stage", _HINT)
     if len(found) > MOST_STAGES:
