@@ -346,6 +346,32 @@ def test_frames_arrive_no_earlier_than_their_time_minus_the_lead(
     assert times[-1] - times[0] < 30
 
 
+def test_a_prompt_is_in_the_picture_two_seconds_after_it_was_written(
+    launcher: Launcher, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Frames that left before it, and four chunks: three in hand and the one in the making."""
+    command = words(tiny_model, "--interactive", "-o", "-", "--pipe-format", "rgb24")
+    command += ["--json", "a.jsonl"]
+    (stdin, typing), (reader, writer) = os.pipe(), os.pipe()
+    with running(launcher, command, cwd=tmp_path, stdin=stdin, stdout=writer):
+        os.close(writer)
+        seen = len(read_frames(reader, 3 * TINY_FPS))
+        os.write(typing, b"a ring\n")
+
+        def changes() -> list[dict[str, Any]]:
+            found = records(tmp_path / "a.jsonl", "prompt")
+            return [line for line in found if line["prompt"] == "a ring"]
+
+        drain = threading.Thread(target=read_frames, args=(reader, 10**6), daemon=True)
+        drain.start()
+        until(changes)
+    drain.join()
+    for descriptor in (stdin, typing, reader):
+        os.close(descriptor)
+    assert changes()[0]["kind"] == "applied"
+    assert changes()[0]["seconds"] - seen / TINY_FPS <= 4 * TINY_CHUNK / TINY_FPS
+
+
 def test_ctrl_c_ends_a_paced_video_at_once(
     launcher: Launcher, tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -408,7 +434,7 @@ def test_typed_lines_are_prompts_and_the_terminal_is_left_as_it_was(
         drain.start()
         until(lambda: terminal.sees("every line is the new prompt"))
         terminal.type("a blue ring\n")
-        until(lambda: terminal.sees("prompt applied at"))
+        until(lambda: terminal.sees("after the start: a blue ring"), 60)
         terminal.type(":help\n")
         until(lambda: terminal.sees(":save FILE"))
         terminal.type(":stat\n")
@@ -419,7 +445,7 @@ def test_typed_lines_are_prompts_and_the_terminal_is_left_as_it_was(
         until(lambda: terminal.sees("s of video in"))
         terminal.type(":resume\nbad \x07\n")
         until(lambda: terminal.sees("the prompt stays as it is"))
-        until(lambda: terminal.sees("prompt complete at"))
+        until(lambda: "after the start: a blue ring" in terminal.look().split("complete at")[-1])
         case.send(signal.SIGINT)
         assert case.wait() == 130
     drain.join()

@@ -17,6 +17,7 @@ from streamdit_cli.errors import TerminalError, UsageError
 from streamdit_cli.line_source import LineSource
 from streamdit_cli.prompts import check_prompt
 from streamdit_cli.schema import nearest
+from streamdit_model.errors import ConfigError
 from streamdit_model.prompt_timeline import PromptEvent
 
 if TYPE_CHECKING:
@@ -142,15 +143,20 @@ class LiveStream:
         try:
             prompt = check_prompt(line, UsageError, "the prompt")
             event = PromptEvent(prompt, **self._how)
-        except TerminalError as error:
+            if self._is_truncated(prompt):
+                console.warn(f"the model reads only a part of the prompt {prompt!r}")
+        except (TerminalError, ConfigError) as error:
             console.warn(f"{error}; the prompt stays as it is")
             return
-        if self._is_truncated(prompt):
-            console.warn(f"the model reads only a part of the prompt {prompt!r}")
         while len(self._waiting) >= MOST_WAITING and not self._has_ended():
             time.sleep(_GLANCE)
-        self._waiting.append(prompt)
-        self._stream.prompt(event)
+        try:
+            self._stream.prompt(event)
+        except RuntimeError:
+            if not self._is_over:  # else the stream was closed meanwhile, and nobody waits for it
+                raise
+        else:
+            self._waiting.append(prompt)
 
     def _obey(self, line: str) -> None:
         """Do what a command says, or note it for the thread that reads the stream."""

@@ -100,6 +100,7 @@ class Target:
             overwrite=self.overwrite,
             records=records,
             prompt_log=prompt_log,
+            is_live=self.is_live,
         )
 
 

@@ -38,13 +38,20 @@ class Receipts:
 
     Args:
         records: of the video.
+        is_live: whether prompts come meanwhile; then the first one is said too, since somebody may
+            have typed it.
         clock: the time in seconds; tests pass their own.
     """
 
     def __init__(
-        self, records: Records | None = None, *, clock: Callable[[], float] = time.monotonic
+        self,
+        records: Records | None = None,
+        *,
+        is_live: bool = False,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._records = records
+        self._is_live = is_live
         self._clock = clock
         self._began = clock()
         self._changes: set[PromptEvent] = set()
@@ -56,7 +63,8 @@ class Receipts:
     def chunk(self, chunk: VideoChunk) -> None:
         """Say the receipts of a chunk, but not those of the prompt it all began with."""
         for receipt in chunk.receipts:
-            if receipt.kind == "applied" and receipt.event.position != (-1, 0):
+            is_change = self._is_live or receipt.event.position != (-1, 0)
+            if receipt.kind == "applied" and is_change:
                 self._changes.add(receipt.event)
             if receipt.event in self._changes:
                 self._say(receipt, chunk)

@@ -99,6 +99,7 @@ def open_watchers(
     overwrite: bool,
     records: Records | None = None,
     prompt_log: Watcher | None = None,
+    is_live: bool = False,
 ) -> Watchers:
     """Open what the options of a command ask for.
 
@@ -110,6 +111,7 @@ def open_watchers(
         overwrite: replace existing files.
         records: where receipts of prompts go, beside standard error.
         prompt_log: keeps the prompts of a live video; open already.
+        is_live: whether prompts come while the video is made.
 
     Raises:
         UsageError: a preview that cannot be shown, or a sheet that is no PNG.
@@ -120,7 +122,7 @@ def open_watchers(
     from streamdit_cli.preview import Preview
     from streamdit_cli.receipts import Receipts
 
-    watchers: list[Watcher] = [Receipts(records)]
+    watchers: list[Watcher] = [Receipts(records, is_live=is_live)]
     if prompt_log is not None:
         watchers.append(prompt_log)
     try:
