@@ -372,19 +372,27 @@ def test_a_prompt_is_in_the_picture_two_seconds_after_it_was_written(
     assert changes()[0]["seconds"] - seen / TINY_FPS <= 4 * TINY_CHUNK / TINY_FPS
 
 
-def test_ctrl_c_ends_a_paced_video_at_once(
+def test_ctrl_c_ends_a_paced_video_at_once_and_keeps_its_prompts_in_it(
     launcher: Launcher, tiny_model: Path, tmp_path: Path
 ) -> None:
-    command = words(
-        tiny_model, "--seconds", "inf", "--realtime", "--json", "a.jsonl", "-o", "a.mp4"
-    )
-    with running(launcher, command, cwd=tmp_path) as case:
+    (tmp_path / "p.txt").write_text("a ring\n")
+    command = words(tiny_model, "--realtime", "--prompts-from", "p.txt", "-o", "a.mp4")
+    with running(launcher, [*command, "--json", "a.jsonl"], cwd=tmp_path) as case:
         until(lambda: len(md5s(tmp_path / "a.jsonl")) >= 2)
         began = time.monotonic()
         case.send(signal.SIGINT)
         assert case.wait() == 130
         assert time.monotonic() - began < 4
-    assert probe(tmp_path / "a.mp4").num_frames % TINY_CHUNK == 0
+    video = probe(tmp_path / "a.mp4")
+    assert video.num_frames == len(md5s(tmp_path / "a.jsonl")) * TINY_CHUNK
+    assert [stage["prompt"] for stage in json.loads(video.record["timeline"])] == [
+        "a star",
+        "a ring",
+    ]
+    assert (video.color_space, video.color_range, video.fps) == (1, 1, TINY_FPS)
+    assert len(pixels(tmp_path / "a.mp4")) == video.num_frames
+    left = {"p.txt", "a.mp4", "a.jsonl", "a.prompts.jsonl"}
+    assert {path.name for path in tmp_path.iterdir()} == left
 
 
 # A terminal.

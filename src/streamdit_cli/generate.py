@@ -66,7 +66,6 @@ __all__ = ["EXAMPLES", "generate"]
 
 EXAMPLES = (
     'streamdit generate -p "a red star bouncing" -o star.mp4 --contact-sheet star.png --preview',
-    'streamdit generate -p "a blue circle" -p "a green square" --seconds 1:00 --health two.jsonl',
     'streamdit generate -p "[0s: a red star] [4s: a blue ring]" --transition blend -o show.mp4',
     'streamdit generate -p "a yellow triangle" --interactive -o - | mpv --profile=low-latency -',
 )

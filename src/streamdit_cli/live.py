@@ -150,13 +150,12 @@ class LiveStream:
             return
         while len(self._waiting) >= MOST_WAITING and not self._has_ended():
             time.sleep(_GLANCE)
+        self._waiting.append(prompt)  # before the stream has it, since its receipt may come at once
         try:
             self._stream.prompt(event)
         except RuntimeError:
             if not self._is_over:  # else the stream was closed meanwhile, and nobody waits for it
                 raise
-        else:
-            self._waiting.append(prompt)
 
     def _obey(self, line: str) -> None:
         """Do what a command says, or note it for the thread that reads the stream."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from streamdit_cli import console
-from streamdit_cli.errors import OutputError
+from streamdit_cli.errors import InputError, OutputError
 from streamdit_cli.records import LineFile, Records
 from streamdit_cli.script import event_record
 
@@ -162,5 +162,5 @@ class PromptLog:
             record["prompts"] = json.dumps(pairs)
             record["timeline"] = timeline_words(self._events)
             rewrite_metadata(video, record)
-        except (OSError, OutputError) as error:
+        except (OSError, InputError, OutputError) as error:
             console.warn(f"the prompts stay in {self._path} only: {error}")

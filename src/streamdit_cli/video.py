@@ -340,29 +340,21 @@ def read_video(path: Path | str) -> Iterator[Tensor]:
 def rewrite_metadata(path: Path, metadata: dict[str, str]) -> None:
     """Write a finished video anew with another record of itself; its frames stay, bit by bit.
 
-    The file at `path` is the old one or the whole new one.
-
-    Args:
-        path: a file that this tool made.
-        metadata: as in `VideoEncoder`.
+    The file at `path`, which this tool made, is the old one or the whole new one.
 
     Raises:
-        InputError: it cannot be read.
-        OutputError: another process writes it.
-        OSError: the disk is full or refuses.
+        InputError, OutputError, OSError: it cannot be read, is being written, or the disk is full.
     """
     part = PartFile(path, overwrite=True, describe=lambda unfinished: "no video")
     try:
-        sink = _FileSink(part)
-        with _open(path) as source:
-            muxer = _MUXERS[path.suffix.lower()]
-            with av.open(sink, "w", format=muxer, options={}) as container:
-                container.metadata.update(_container_metadata(metadata))
-                stream = container.add_stream_from_template(source.streams.video[0])
-                for packet in source.demux(video=0):
-                    if packet.dts is not None:
-                        packet.stream = stream
-                        container.mux(packet)
+        sink, muxer = _FileSink(part), _MUXERS[path.suffix.lower()]
+        with _open(path) as source, av.open(sink, "w", format=muxer) as container:
+            container.metadata.update(_container_metadata(metadata))
+            stream = container.add_stream_from_template(source.streams.video[0])
+            for packet in source.demux(video=0):
+                if packet.dts is not None:
+                    packet.stream = stream
+                    container.mux(packet)
         if sink.error is not None:
             raise sink.error
         part.finish()
