@@ -92,7 +92,7 @@ def test_stages_without_times_share_the_length() -> None:
     assert how == [("replace", 2.0), ("blend", 2.0)]
     given = script.events(8.0, transition="chunks", transition_seconds=0.5)
     assert [(event.transition, event.transition_seconds) for event in given] == [
-        ("chunks", 0.5),
+        ("replace", 2.0),
         ("blend", 0.5),
     ]
     with pytest.raises(UsageError, match="2 prompts"):

@@ -60,7 +60,7 @@ ScriptOption = Annotated[
         "--script",
         metavar="FILE",
         show_default=False,
-        help="Prompts with their times: TOML with a [[stage]] each, or JSON lines; - is stdin.",
+        help="Prompts with their times: TOML with a stage table each, or JSON lines; - is stdin.",
         rich_help_panel=_TIME,
     ),
 ]

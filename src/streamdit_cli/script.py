@@ -115,7 +115,7 @@ class Script:
 
         Args:
             seconds: its length; infinite only with times.
-            transition, transition_seconds: of the stages that say none.
+            transition, transition_seconds: of the stages after the first that say none.
 
         Raises:
             UsageError: stages without times in a stream without end.
@@ -124,9 +124,10 @@ class Script:
             times = [stage.at or 0.0 for stage in self.stages]
         else:
             times = [at for _, at in equal_parts(self.prompts, seconds)]
-        return [
-            stage.event(at, transition, transition_seconds)
-            for stage, at in zip(self.stages, times, strict=True)
+        how = (transition, transition_seconds)
+        return [  # the first one follows nothing
+            stage.event(at, *(how if index else (None, None)))
+            for index, (stage, at) in enumerate(zip(self.stages, times, strict=True))
         ]
 
 
