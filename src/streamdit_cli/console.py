@@ -46,7 +46,7 @@ _PLAIN_LINE_SECONDS = 5.0
 _LIVE_LINE_SECONDS = 0.1
 _RECENT_SECONDS = 4.0
 
-_settings = {"quiet": False, "verbose": False}
+_settings = {"quiet": False, "verbose": False, "typed": False}
 _live_line: list[Progress] = []
 
 
@@ -78,7 +78,7 @@ def _visible(character: str) -> str:
     return f"\\u{point:04x}" if point < 0x10000 else f"\\U{point:08x}"
 
 
-def configure(*, quiet: bool = False, verbose: bool = False) -> None:
+def configure(*, quiet: bool = False, verbose: bool = False, typed: bool = False) -> None:
     """Set how much is said from now on; warnings and errors are always said.
 
     What the library logs is said here too: its warnings as warnings, the rest as details.
@@ -86,8 +86,9 @@ def configure(*, quiet: bool = False, verbose: bool = False) -> None:
     Args:
         quiet: no status lines, no progress, no summary.
         verbose: also the lines of `detail`.
+        typed: somebody types in this terminal, so no progress is shown over the line typed.
     """
-    _settings.update(quiet=quiet, verbose=verbose)
+    _settings.update(quiet=quiet, verbose=verbose, typed=typed)
     library = logging.getLogger("streamdit_model")
     library.setLevel(logging.INFO if verbose else logging.WARNING)
     if not any(isinstance(handler, _LogHandler) for handler in library.handlers):
@@ -248,7 +249,7 @@ class Progress:
     ) -> None:
         self._total = None if total_seconds in (None, float("inf")) else total_seconds
         self._fps = fps
-        self._quiet = quiet or _settings["quiet"]
+        self._quiet = quiet or _settings["quiet"] or _settings["typed"]
         self._is_made = is_made
         self._clock = clock
         self._is_live = _is_terminal(sys.stderr) and os.environ.get("TERM") != "dumb"

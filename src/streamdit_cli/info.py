@@ -159,8 +159,31 @@ def _describe_video(path: Path) -> Description:
     ]
     if video.title and "prompt" not in video.record:
         rows.append(["title", video.title])
-    rows += [[key, value] for key, value in video.record.items()]
+    told = _timeline_rows(video.record, str(path))
+    shown = video.record.keys() - ({"prompt", "prompts", "timeline"} if told else set())
+    rows += told + [[key, value] for key, value in video.record.items() if key in shown]
     return str(path), record, ["", ""], rows
+
+
+def _timeline_rows(record: dict[str, str], name: str) -> list[list[str]]:
+    """Return the prompts of a video over time, a row each; none where it tells of one at most."""
+    from streamdit_cli.errors import InputError
+    from streamdit_cli.repeat import script_of
+
+    if "timeline" not in record:
+        return []
+    try:
+        script = script_of(record, name)
+    except InputError:  # shown as it stands
+        return []
+    rows = []
+    for stage in () if script is None else script.stages:
+        blend = stage.transition_seconds
+        how = stage.transition or ""
+        how += f" over {blend:g} s" if how == "blend" and blend is not None else ""
+        words = f"{stage.at or 0:.1f} s  {stage.prompt}{f' ({how})' if how else ''}"
+        rows.append(["" if rows else "prompts", words])
+    return rows
 
 
 def _describe_model(target: str | None) -> Description:

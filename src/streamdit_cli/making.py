@@ -22,6 +22,7 @@ from streamdit_cli.writer import Writer
 if TYPE_CHECKING:
     import torch
 
+    from streamdit_cli.live import LiveStream
     from streamdit_model.stream import Stream
     from streamdit_model.weights import Model
 
@@ -103,7 +104,7 @@ def fastest_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if has_bfloat16 else torch.float32
 
 
-def video_metadata(words: dict[str, str], stream: Stream) -> dict[str, str]:
+def video_metadata(words: dict[str, str], stream: Stream | LiveStream) -> dict[str, str]:
     """Return what a video says about itself: what makes the same frames again, and the versions.
 
     Args:
@@ -115,7 +116,7 @@ def video_metadata(words: dict[str, str], stream: Stream) -> dict[str, str]:
 
 
 def make(
-    stream: Stream,
+    stream: Stream | LiveStream,
     writer: Writer,
     *,
     fps: float,

@@ -32,11 +32,18 @@ class FolderModel:
 
     Args:
         folder: holds `config.json`.
-        is_embedded: it is the model in the package, which knows its own world only.
+        preset: its name where it was found by one.
     """
 
     folder: Path
-    is_embedded: bool = False
+    preset: str | None = None
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether it is the model in the package, which knows its own world only."""
+        from streamdit_cli.presets import DEFAULT_MODEL
+
+        return self.preset == DEFAULT_MODEL
 
     @property
     def memory_hint(self) -> str:
@@ -48,7 +55,7 @@ class FolderModel:
     @property
     def metadata(self) -> dict[str, str]:
         """What a video says about the weights, beside the name of the model."""
-        return {}
+        return {} if self.preset is None else {"preset": self.preset}
 
     def read_config(
         self, *, size: tuple[int, int] | None = None, start: str | None = None
@@ -111,7 +118,7 @@ def find_source(
         MissingWeights: not downloaded, or no model there.
         DownloadError: a lock file that cannot be read, or a download that failed.
     """
-    from streamdit_cli.presets import DEFAULT_MODEL, find_model, find_repository, open_preset
+    from streamdit_cli.presets import find_model, find_repository, open_preset
 
     wanted = name or default_model(device)
     before = before_download if download and name is not None else None
@@ -139,8 +146,8 @@ def find_source(
     repository = find_repository(wanted)
     if repository is not None:
         return FolderModel(folder=_files_of(repository, before)[0].local.parent)
-    folder, _ = find_model(wanted)
-    return FolderModel(folder=folder, is_embedded=wanted == DEFAULT_MODEL)
+    folder, found = find_model(wanted)
+    return FolderModel(folder=folder, preset=None if found is None else found["name"])
 
 
 def _files_of(preset: dict[str, Any], before: Callable[[], None] | None) -> list[RemoteFile]:

@@ -6,22 +6,30 @@ What can be wrong with wishes alone is found before torch is loaded.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from streamdit_cli.script import Script
     from streamdit_cli.video_options import Size
+    from streamdit_model.prompt_timeline import PromptEvent
     from streamdit_model.wan.model_config import WanModelConfig
     from streamdit_model.weights import ModelConfig
 
-__all__ = ["Plan", "Wishes", "check_wishes", "make_plan"]
+__all__ = ["Plan", "Wishes", "check_wishes", "make_plan", "timeline_words"]
 
 DEFAULT_SECONDS = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wishes:
-    """What the command line asks for, checked as far as it can be without the model."""
+    """What the command line asks for, checked as far as it can be without the model.
+
+    `script` says when each of the prompts begins; without it they share the length equally.
+    `transition` and `transition_seconds` are of prompts that say none of their own. `is_live`:
+    prompts come while the video is made, so that it has no end where no length is given.
+    """
 
     prompts: list[str]
     negative_prompt: str | None
@@ -31,19 +39,50 @@ class Wishes:
     seed: int
     start: Literal["ramp", "clip"] | None
     guidance_scale: float | None
+    script: Script | None = None
+    transition: str | None = None
+    transition_seconds: float | None = None
+    is_live: bool = False
+
+    @property
+    def default_seconds(self) -> float:
+        """Length of the video where none was given."""
+        if self.script is not None and self.script.seconds is not None:
+            return self.script.seconds
+        return float("inf") if self.is_live else DEFAULT_SECONDS
+
+    def timeline(self, seconds: float) -> list[PromptEvent]:
+        """Return the prompts of a video of this length, each with its time.
+
+        Raises:
+            UsageError: several prompts without times in a stream without end.
+        """
+        from streamdit_cli.script import Script, Stage
+
+        if not self.prompts:
+            return []
+        script = self.script or Script(tuple(Stage(prompt=prompt) for prompt in self.prompts))
+        return script.events(
+            seconds, transition=self.transition, transition_seconds=self.transition_seconds
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """What is to be made: wishes and the configuration of a model together.
 
-    `events` are prompts, each with the second at which it begins; `num_frames` None is without end.
+    `num_frames` None is without end.
     """
 
-    events: list[tuple[str, float]]
+    timeline: list[PromptEvent]
     num_frames: int | None
     wishes: Wishes
     config: ModelConfig | WanModelConfig
+
+    @property
+    def events(self) -> list[tuple[str, float]]:
+        """The prompts, each with the second at which it begins."""
+        return [(event.prompt or "", event.seconds) for event in self.timeline]
 
     @property
     def seconds(self) -> float | None:
@@ -78,6 +117,8 @@ class Plan:
         words = {"prompt": " | ".join(prompt for prompt, _ in self.events)}
         if len(self.events) > 1:
             words["prompts"] = json.dumps(self.events)
+        if len(self.events) > 1 or any(event.seconds or event.position for event in self.timeline):
+            words["timeline"] = timeline_words(self.timeline)
         if wishes.negative_prompt is not None:
             words["negative_prompt"] = wishes.negative_prompt
         if wishes.guidance_scale is not None:
@@ -88,6 +129,13 @@ class Plan:
         return {**words, "seed": str(wishes.seed), "model": self.config.name}
 
 
+def timeline_words(events: Sequence[PromptEvent]) -> str:
+    """Return what a video says about its prompts over time: a list of the stages of a script."""
+    from streamdit_cli.script import event_record
+
+    return json.dumps([event_record(event) for event in events])
+
+
 def check_wishes(wishes: Wishes) -> None:
     """Refuse wishes that no model can fulfil.
 
@@ -95,12 +143,17 @@ def check_wishes(wishes: Wishes) -> None:
         UsageError: two lengths, several prompts without end, or an empty negative prompt.
     """
     from streamdit_cli.errors import UsageError
-    from streamdit_cli.prompts import check_prompt, equal_parts
+    from streamdit_cli.prompts import check_prompt
 
     if wishes.seconds is not None and wishes.num_frames is not None:
         raise UsageError("--seconds and --num-frames exclude each other")
-    if wishes.prompts:
-        equal_parts(wishes.prompts, wishes.seconds or DEFAULT_SECONDS)
+    length = wishes.seconds or wishes.default_seconds if wishes.num_frames is None else 1.0
+    timeline = wishes.timeline(length)
+    if wishes.transition is not None and len(timeline) < 2 and not wishes.is_live:
+        raise UsageError("--transition has no effect on one prompt", "give several -p, or a script")
+    blends = wishes.transition == "blend" or any(e.transition == "blend" for e in timeline)
+    if wishes.transition_seconds is not None and not blends:
+        raise UsageError("--transition-seconds has no effect without a blend", "--transition blend")
     if wishes.negative_prompt is not None:
         check_prompt(wishes.negative_prompt, UsageError, "the negative prompt")
 
@@ -112,7 +165,6 @@ def make_plan(wishes: Wishes, config: ModelConfig | WanModelConfig) -> Plan:
         UsageError: a size the model has not, or guidance that it cannot have.
     """
     from streamdit_cli.errors import UsageError
-    from streamdit_cli.prompts import equal_parts
 
     if wishes.size not in (None, (config.width, config.height)):
         asked = "x".join(map(str, wishes.size))
@@ -127,8 +179,8 @@ def make_plan(wishes: Wishes, config: ModelConfig | WanModelConfig) -> Plan:
         raise UsageError("--negative-prompt has no effect at guidance scale 1")
     num_frames = wishes.num_frames
     if num_frames is None:
-        seconds = DEFAULT_SECONDS if wishes.seconds is None else wishes.seconds
+        seconds = wishes.default_seconds if wishes.seconds is None else wishes.seconds
         num_frames = None if seconds == float("inf") else max(1, round(seconds * config.fps))
     length = float("inf") if num_frames is None else num_frames / config.fps
-    events = equal_parts(wishes.prompts, length) if wishes.prompts else []
-    return Plan(events=events, num_frames=num_frames, wishes=wishes, config=config)
+    timeline = wishes.timeline(length)
+    return Plan(timeline=timeline, num_frames=num_frames, wishes=wishes, config=config)

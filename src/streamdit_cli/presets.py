@@ -29,6 +29,7 @@ __all__ = [
     "find_repository",
     "nearest",
     "open_preset",
+    "parse_toml",
     "preset_names",
     "read_toml",
 ]
@@ -57,18 +58,34 @@ def read_toml(path: Path, *, kind: type[TerminalError] = UsageError) -> dict[str
             data = file.read(_LARGEST_FILE + 1)
     except (OSError, ValueError) as error:
         raise kind(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    return parse_toml(data, str(path), kind=kind)
+
+
+def parse_toml(
+    data: bytes, where: str, *, kind: type[TerminalError] = UsageError
+) -> dict[str, Any]:
+    """Read TOML, with the limits of `read_toml`.
+
+    Args:
+        data: UTF-8 text.
+        where: what messages call it.
+        kind: the error to raise, which decides the exit code.
+
+    Raises:
+        UsageError: or `kind`; it is not such TOML.
+    """
     if len(data) > _LARGEST_FILE:
-        raise kind(f"{path} is larger than {_LARGEST_FILE} bytes")
+        raise kind(f"{where} is larger than {_LARGEST_FILE} bytes")
     try:
         table = tomli.loads(data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        raise kind(f"{path} line {line}: not UTF-8 text") from None
+        raise kind(f"{where} line {line}: not UTF-8 text") from None
     except RecursionError:
-        raise kind(f"{path}: tables within tables, too deep to read") from None
+        raise kind(f"{where}: tables within tables, too deep to read") from None
     except ValueError as error:  # also tomli's own, and integers of thousands of digits
-        raise kind(f"{path} is not TOML: {error}") from None
-    _check_values(table, str(path), kind)
+        raise kind(f"{where} is not TOML: {error}") from None
+    _check_values(table, where, kind)
     return table
 
 

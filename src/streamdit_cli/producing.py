@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streamdit_cli import console
@@ -16,11 +17,15 @@ from streamdit_cli.loaded_model import LoadedModel
 from streamdit_cli.making import explained, make, stream_threads, video_metadata
 from streamdit_cli.model_source import real_video_advice
 from streamdit_cli.output import check_output, reserve
+from streamdit_cli.pacing import Pace
+from streamdit_cli.pipe import is_direct
 from streamdit_cli.plan import Plan, Wishes, make_plan
+from streamdit_cli.receipts import PromptLog
 from streamdit_cli.records import Records
 from streamdit_cli.watching import Watchers, open_watchers
 
 if TYPE_CHECKING:
+    from streamdit_cli.live import LiveStream
     from streamdit_cli.model_source import FolderModel
     from streamdit_cli.open_weights import OpenModel
     from streamdit_cli.output import Output
@@ -49,6 +54,8 @@ class Target:
     contact_sheet: str | None = None
     preview: bool = False
     quiet: bool = False
+    lead: float | None = None  # seconds; frames leave no earlier before their time, None at once
+    is_live: bool = False  # prompts come meanwhile, and a file keeps them beside it
 
     def check(self) -> None:
         """Refuse what `reserve` would refuse; takes nothing.
@@ -77,7 +84,15 @@ class Target:
         """Open the records for programs."""
         return Records(self.json_path, overwrite=self.overwrite)
 
-    def open_watchers(self) -> Watchers:
+    def open_prompt_log(self) -> PromptLog | None:
+        """Open what keeps the prompts of a live video; None without a file to lie beside."""
+        if not self.is_live or self.name == "-" or is_direct(Path(self.name)):
+            return None
+        return PromptLog(self.name, overwrite=self.overwrite)
+
+    def open_watchers(
+        self, records: Records | None = None, prompt_log: PromptLog | None = None
+    ) -> Watchers:
         """Open what looks at the frames."""
         return open_watchers(
             health=self.health,
@@ -85,6 +100,9 @@ class Target:
             preview=self.preview,
             quiet=self.quiet,
             overwrite=self.overwrite,
+            records=records,
+            prompt_log=prompt_log,
+            is_live=self.is_live,
         )
 
 
@@ -95,9 +113,9 @@ def read_plan(wishes: Wishes, source: Source) -> Plan:
     return make_plan(wishes, source.read_config(size=wishes.size, start=wishes.start))
 
 
-def open_stream(plan: Plan, model: Model | WanModel) -> Stream:
+def open_stream(plan: Plan, model: Model | WanModel, *, chunks_ahead: int = 2) -> Stream:
     """Begin the stream of a plan; says which prompts the model reads only in part."""
-    from streamdit_model.stream import PromptEvent, Stream
+    from streamdit_model.stream import Stream
 
     for prompt, _ in plan.events:
         if model.text_encoder.truncated(prompt):
@@ -105,12 +123,13 @@ def open_stream(plan: Plan, model: Model | WanModel) -> Stream:
             console.warn(f"{plan.config.name} reads only {limit} of the prompt {prompt!r}")
     return Stream(
         model,
-        [PromptEvent(prompt, seconds) for prompt, seconds in plan.events],
+        plan.timeline,
         seed=plan.wishes.seed,
         num_frames=plan.num_frames,
         start=plan.wishes.start,
         guidance_scale=plan.wishes.guidance_scale,
         negative_prompt=plan.wishes.negative_prompt,
+        chunks_ahead=chunks_ahead,
     )
 
 
@@ -121,7 +140,7 @@ def produce(
     loading: Mapping[str, Any],
     signals: Signals,
     *,
-    begin: Callable[[Plan, Model | WanModel], Stream] = open_stream,
+    begin: Callable[[Plan, Model | WanModel], Stream | LiveStream] = open_stream,
 ) -> None:
     """Take the place of the video, load the model, and make it.
 
@@ -140,7 +159,8 @@ def produce(
     with ExitStack() as stack:
         try:
             records = stack.enter_context(target.open_records())
-            watchers = stack.enter_context(target.open_watchers())
+            prompt_log = target.open_prompt_log()
+            watchers = stack.enter_context(target.open_watchers(records, prompt_log))
             if place.replaced:
                 console.warn(f"replacing {place.replaced}")
             plan = read_plan(wishes, source)
@@ -148,23 +168,29 @@ def produce(
                 console.warn(advice)
             stream = begin(plan, _load(plan, source, loading))
             writer = _open_writer(plan, source, stream, place, records)
+            if target.lead is not None:
+                writer.pace = Pace(plan.config.fps, target.lead)
         except BaseException as error:
             place.release()
             told = explained(error, "", source.memory_hint)
             if told is error:
                 raise
             raise told from error
-        make(
-            stream,
-            writer,
-            fps=plan.config.fps,
-            seconds=plan.seconds,
-            micro_steps=plan.config.partition.micro_steps,
-            signals=signals,
-            records=records,
-            watchers=watchers,
-            memory_hint=source.memory_hint,
-        )
+        try:
+            make(
+                stream,
+                writer,
+                fps=plan.config.fps,
+                seconds=plan.seconds,
+                micro_steps=plan.config.partition.micro_steps,
+                signals=signals,
+                records=records,
+                watchers=watchers,
+                memory_hint=source.memory_hint,
+            )
+        finally:
+            if prompt_log is not None and writer.is_named:
+                prompt_log.embed(Path(writer.place))
 
 
 def _load(plan: Plan, source: Source, loading: Mapping[str, Any]) -> Model | WanModel:
@@ -174,7 +200,7 @@ def _load(plan: Plan, source: Source, loading: Mapping[str, Any]) -> Model | Wan
 
 
 def _open_writer(
-    plan: Plan, source: Source, stream: Stream, place: Output, records: Records
+    plan: Plan, source: Source, stream: Stream | LiveStream, place: Output, records: Records
 ) -> Writer:
     """Write the headers of the records and of the video."""
     config = plan.config

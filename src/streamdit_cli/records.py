@@ -107,6 +107,11 @@ class Records:
         }
         self._pending.append((chunk.first_frame + len(chunk.frames), line))
 
+    def prompt(self, fields: Mapping[str, object], frame: int) -> None:
+        """Note what became of a prompt with the chunk that begins with a frame."""
+        if self._file.is_open:
+            self._pending.append((frame + 1, {"record": "prompt", **fields}))
+
     def reached(self, num_frames: int) -> None:
         """Record the chunks among the first frames of the video, which have reached their place."""
         while self._pending and self._pending[0][0] <= num_frames:

@@ -35,7 +35,15 @@ from streamdit_cli.pipe import GaveUp, Pipe
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["VideoEncoder", "VideoInfo", "encode_png", "md5_of", "probe", "read_video"]
+__all__ = [
+    "VideoEncoder",
+    "VideoInfo",
+    "encode_png",
+    "md5_of",
+    "probe",
+    "read_video",
+    "rewrite_metadata",
+]
 
 _MUXERS = {
     ".mp4": "mp4",
@@ -342,6 +350,32 @@ def read_video(path: Path | str) -> Iterator[Tensor]:
                 yield torch.from_numpy(frame.to_ndarray(format="rgb24"))
         except InvalidDataError:
             return
+
+
+def rewrite_metadata(path: Path, metadata: dict[str, str]) -> None:
+    """Write a finished video anew with another record of itself; its frames stay, bit by bit.
+
+    The file at `path`, which this tool made, is the old one or the whole new one.
+
+    Raises:
+        InputError, OutputError, OSError: it cannot be read, is being written, or the disk is full.
+    """
+    part = PartFile(path, overwrite=True, describe=lambda unfinished: "no video")
+    try:
+        sink, muxer = _FileSink(part), _MUXERS[path.suffix.lower()]
+        with _open(path) as source, av.open(sink, "w", format=muxer) as container:
+            container.metadata.update(_container_metadata(metadata))
+            stream = container.add_stream_from_template(source.streams.video[0])
+            for packet in source.demux(video=0):
+                if packet.dts is not None:
+                    packet.stream = stream
+                    container.mux(packet)
+        if sink.error is not None:
+            raise sink.error
+        part.finish()
+    except BaseException:
+        part.discard()
+        raise
 
 
 def _open(path: Path | str) -> InputContainer:

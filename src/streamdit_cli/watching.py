@@ -15,6 +15,7 @@ from streamdit_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from streamdit_cli.console import Progress
+    from streamdit_cli.records import Records
     from streamdit_model.stream import VideoChunk
 
 __all__ = ["Watcher", "Watchers", "open_watchers"]
@@ -96,6 +97,9 @@ def open_watchers(
     preview: bool,
     quiet: bool,
     overwrite: bool,
+    records: Records | None = None,
+    prompt_log: Watcher | None = None,
+    is_live: bool = False,
 ) -> Watchers:
     """Open what the options of a command ask for.
 
@@ -105,6 +109,9 @@ def open_watchers(
         preview: whether pictures are shown in the terminal.
         quiet: whether nothing is shown there.
         overwrite: replace existing files.
+        records: where receipts of prompts go, beside standard error.
+        prompt_log: keeps the prompts of a live video; open already.
+        is_live: whether prompts come while the video is made.
 
     Raises:
         UsageError: a preview that cannot be shown, or a sheet that is no PNG.
@@ -113,11 +120,14 @@ def open_watchers(
     from streamdit_cli.contact_sheet import ContactSheet
     from streamdit_cli.health_log import HealthLog
     from streamdit_cli.preview import Preview
+    from streamdit_cli.receipts import Receipts
 
-    if preview and quiet:
-        raise UsageError("--preview and --quiet exclude each other")
-    watchers: list[Watcher] = []
+    watchers: list[Watcher] = [Receipts(records, is_live=is_live)]
+    if prompt_log is not None:
+        watchers.append(prompt_log)
     try:
+        if preview and quiet:
+            raise UsageError("--preview and --quiet exclude each other")
         if preview:
             watchers.append(Preview())
         if health is not None:

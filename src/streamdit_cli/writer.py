@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from fractions import Fraction
 from typing import TYPE_CHECKING, Protocol
 
@@ -19,12 +20,16 @@ from streamdit_cli.pipe import GaveUp, Pipe
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from streamdit_cli.pacing import Pace
+
 __all__ = ["Encoder", "Writer"]
 
 # Seconds that ending may take after a second signal.
 ABORT_SECONDS = 1.0
 # How often the waiting thread looks whether it is cancelled, in seconds.
 GLANCE = 0.1
+# How often a frame that has to wait for its time looks whether it still has to, in seconds.
+PACE_GLANCE = 0.02
 
 
 class Encoder(Protocol):
@@ -51,6 +56,9 @@ class Writer:
         place: the file as it is called at the end, or the pipe.
         frames_written: frames that have reached the file or the reader.
         kept: what there is of the video once it has ended, e.g. "1.5 s are kept in out.mp4".
+        is_named: whether a file has got its final name.
+        pace: when frames may leave, to be set before the first `write`; None is at once. With it
+            `write` returns when its frames have left, so that nothing is made far ahead.
     """
 
     def __init__(self, encoder: Encoder, target: PartFile | Pipe, fps: Fraction) -> None:
@@ -58,6 +66,9 @@ class Writer:
         self.place = self._name
         self.kept = ""
         self.frames_written = 0
+        self.is_named = False
+        self.pace: Pace | None = None
+        self._frames_given = 0
         self._encoder = encoder
         self._target = target
         self._fps = fps
@@ -81,11 +92,15 @@ class Writer:
             BrokenPipeError: the reader has closed its end.
         """
         self._raise()
+        self._frames_given += len(frames)
         self._queue.put(frames)
+        while self.pace is not None and self._is_behind():
+            time.sleep(PACE_GLANCE)
         self._raise()
 
     def hurry(self, seconds: float) -> None:
-        """Give a pipe whose reader has stopped these seconds; a file needs no hurry."""
+        """Pace no more, and give a pipe whose reader has stopped these seconds."""
+        self.pace = None
         if isinstance(self._target, Pipe):
             self._target.hurry(seconds)
 
@@ -150,8 +165,25 @@ class Writer:
                 return
             if isinstance(self._target, Pipe) and self._target.is_late:
                 raise GaveUp
+            self._hold()
             self._encoder.encode(frame)
             self.frames_written += 1
+
+    def _hold(self) -> None:
+        """Return when the next frame may leave."""
+        pace = self.pace
+        while pace is not None and not self._is_cancelled.is_set():
+            delay = pace.delay(self.frames_written)
+            if delay <= 0:
+                pace.left(self.frames_written)
+                return
+            time.sleep(min(delay, PACE_GLANCE))
+            pace = self.pace
+
+    def _is_behind(self) -> bool:
+        """Whether frames that were handed over are still to leave."""
+        is_over = self._failure is not None or self._is_cancelled.is_set()
+        return not is_over and self.frames_written < self._frames_given
 
     def _let_go(self, failure: BaseException | None) -> None:
         """Give a file its name, or keep what is whole of it; close a pipe."""
@@ -171,6 +203,7 @@ class Writer:
             target.keep()
         else:
             self.place = str(target.finish())
+            self.is_named = True
         self.kept = f"{seconds:.1f} s are kept in {self.place}"
 
     def _raise(self) -> None:
