@@ -46,6 +46,7 @@ _RECORD_KEYS = {
     "settings",
     "plan",
     "model",
+    "about",
     "chunks",
     "frames",
     "buffer",
