@@ -7,7 +7,16 @@ torch and the model are loaded. Every way out that is not a kill ends the video 
 from __future__ import annotations
 
 import secrets
+from dataclasses import replace
 
+from streamdit_cli.keep_options import (
+    ContinueOption,
+    NoMetadataOption,
+    ResumeStateOption,
+    SaveEveryOption,
+    SaveStateOption,
+    SegmentOption,
+)
 from streamdit_cli.options import (
     ContactSheetOption,
     DecoderOption,
@@ -60,6 +69,12 @@ def generate(
     pipe_format: PipeFormatOption = "y4m",
     codec: CodecOption = None,
     overwrite: OverwriteOption = False,
+    segment: SegmentOption = None,
+    no_metadata: NoMetadataOption = False,
+    save_state: SaveStateOption = None,
+    save_every: SaveEveryOption = None,
+    resume_state: ResumeStateOption = None,
+    go_on: ContinueOption = False,
     json_path: JsonOption = None,
     health: HealthOption = None,
     contact_sheet: ContactSheetOption = None,
@@ -85,26 +100,48 @@ def generate(
     the prompt.
     """
     from streamdit_cli import console
+    from streamdit_cli.keeping import Keeping
     from streamdit_cli.model_source import find_source
     from streamdit_cli.output import free_name
     from streamdit_cli.plan import Wishes, check_wishes
-    from streamdit_cli.producing import Target, produce, read_plan
+    from streamdit_cli.producing import Target, open_stream, plan_only, produce
     from streamdit_cli.prompts import read_prompts
+    from streamdit_cli.resuming import find_resumption
     from streamdit_cli.signals import Signals
 
     console.configure(quiet=quiet, verbose=verbose)
-    wishes = Wishes(
-        prompts=read_prompts(prompt, no_prompt=no_prompt),
-        negative_prompt=negative_prompt,
-        seconds=seconds,
-        num_frames=num_frames,
-        size=size,
-        seed=secrets.randbelow(2**32) if seed is None else seed,
-        start=start,
-        guidance_scale=guidance_scale,
+    resumption = find_resumption(resume_state, output, go_on=go_on, no_prompt=no_prompt)
+    words = {"model": model, "decoder": decoder, "random_weights": random_weights}
+    words["loras"] = list(lora or ())
+    loading = {"device": device, "dtype": dtype, "threads": threads}
+    keeping = Keeping(
+        save_state=save_state, save_every=save_every, segment=segment, metadata=not no_metadata
     )
+    begin = open_stream
+    decided = {
+        "negative_prompt": negative_prompt,
+        "size": size,
+        "seed": seed,
+        "start": start,
+        "guidance_scale": guidance_scale,
+    }
+    if resumption is None:
+        decided["seed"] = secrets.randbelow(2**32) if seed is None else seed
+        wishes = Wishes(
+            prompts=read_prompts(prompt, no_prompt=no_prompt),
+            seconds=seconds,
+            num_frames=num_frames,
+            **decided,
+        )
+    else:
+        prompts = read_prompts(prompt) if prompt else []
+        length = {"seconds": seconds, "num_frames": num_frames}
+        wishes = resumption.wishes(prompts, **length, decided=decided)
+        words, loading = resumption.model_words(words), resumption.loading(loading)
+        keeping, codec = resumption.keeping(keeping, codec)
+        begin = resumption.open_stream
     check_wishes(wishes)
-    source = find_source(model, decoder=decoder, loras=lora or (), random_weights=random_weights)
+    source = find_source(**words)
     target = Target(
         name=output or free_name(wishes.prompts[0] if wishes.prompts else ""),
         codec=codec,
@@ -115,12 +152,11 @@ def generate(
         contact_sheet=contact_sheet,
         preview=preview,
         quiet=quiet,
+        keeping=replace(keeping, words={**words, "size": wishes.size}),
+        resumption=resumption,
     )
     if dry_run:
-        target.check()
-        line = f"{read_plan(wishes, source).line} -> {target.name}"
-        console.plain(f"{line}; nothing was made (--dry-run)")
+        plan_only(wishes, source, target)
         return
     with Signals() as signals:
-        loading = {"device": device, "dtype": dtype, "threads": threads}
-        produce(wishes, source, target, loading, signals)
+        produce(wishes, source, target, loading, signals, begin=begin)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from streamdit_cli import console
 from streamdit_cli.errors import Stopped
 from streamdit_cli.records import Records
+from streamdit_cli.segments import SegmentWriter
 from streamdit_cli.signals import Signals
 from streamdit_cli.watching import Watchers
 from streamdit_cli.writer import Writer
@@ -116,7 +117,7 @@ def video_metadata(words: dict[str, str], stream: Stream) -> dict[str, str]:
 
 def make(
     stream: Stream,
-    writer: Writer,
+    writer: Writer | SegmentWriter,
     *,
     fps: float,
     seconds: float | None,
@@ -124,6 +125,7 @@ def make(
     signals: Signals,
     records: Records,
     watchers: Watchers | None = None,
+    first_frame: int = 0,
 ) -> None:
     """Write a stream to its end or to a signal, and end the video.
 
@@ -136,6 +138,8 @@ def make(
         signals: the first one ends the video after this chunk, the second one at once, though the
             stream still waits for the network call that is running.
         records, watchers: for programs; what looks at the frames too.
+        first_frame: of the stream in the video; the stream may begin later, where the video holds
+            some frames already.
 
     Raises:
         Stopped: a signal came; the video is complete up to there.
@@ -143,7 +147,9 @@ def make(
         OutputError: the disk is full or the device failed.
         DeviceError, NumericsError: the model failed; the video holds all earlier chunks.
     """
-    progress = console.Progress(seconds, fps)
+    begun = first_frame + writer.frames_written
+    rest = None if seconds is None else seconds - writer.frames_written / fps
+    progress = console.Progress(rest, fps)
     watchers, ended = watchers or Watchers(), "complete"
     signals.be_patient(lambda: writer.hurry(PIPE_SECONDS), writer.cancel)
     try:
@@ -152,10 +158,10 @@ def make(
             writer.write(chunk.frames)
             watchers.chunk(chunk)
             step_ms = chunk.statistics["denoise_ms"] / micro_steps
-            progress.update(chunk.first_frame + len(chunk.frames), step_ms=step_ms)
+            progress.update(chunk.first_frame + len(chunk.frames) - begun, step_ms=step_ms)
             records.chunk(chunk, step_ms=step_ms)
-            records.reached(writer.frames_written)
-            watchers.reached(writer.frames_written)
+            records.reached(first_frame + writer.frames_written)
+            watchers.reached(first_frame + writer.frames_written)
             if signals.received:
                 break
         writer.close()
@@ -171,12 +177,12 @@ def make(
     finally:
         stream.close()
         progress.close()
-        records.reached(writer.frames_written)
+        records.reached(first_frame + writer.frames_written)
         _summarize(writer, progress, fps, ended, records)
-        watchers.end(writer.frames_written)
+        watchers.end(first_frame + writer.frames_written)
 
 
-def _end_early(writer: Writer, error: BaseException) -> None:
+def _end_early(writer: Writer | SegmentWriter, error: BaseException) -> None:
     """End the video with all its frames, or, after a second signal, with those encoded so far."""
     try:
         if not isinstance(error, Stopped):
@@ -227,7 +233,11 @@ def _peak() -> str:
 
 
 def _summarize(
-    writer: Writer, progress: console.Progress, fps: float, ended: str, records: Records
+    writer: Writer | SegmentWriter,
+    progress: console.Progress,
+    fps: float,
+    ended: str,
+    records: Records,
 ) -> None:
     """Say in one line, and in a record, what was made and how fast."""
     made = writer.frames_written

@@ -31,6 +31,8 @@ class Wishes:
     seed: int
     start: Literal["ramp", "clip"] | None
     guidance_scale: float | None
+    events: tuple[tuple[str, float], ...] | None = None  # prompts with their seconds, as they are
+    first_frame: int = 0  # of the stream in this video
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +87,8 @@ class Plan:
         if isinstance(self.config, ModelConfig):  # the first chunk of the others is shorter
             frames = self.config.partition.chunk_size * TIME_FACTOR
             words["chunk_frames"] = str(frames)
+        if wishes.first_frame:
+            words["first_frame"] = str(wishes.first_frame)
         return {**words, "seed": str(wishes.seed), "model": self.config.name}
 
 
@@ -131,4 +135,6 @@ def make_plan(wishes: Wishes, config: ModelConfig | WanModelConfig) -> Plan:
         num_frames = None if seconds == float("inf") else max(1, round(seconds * config.fps))
     length = float("inf") if num_frames is None else num_frames / config.fps
     events = equal_parts(wishes.prompts, length) if wishes.prompts else []
+    if wishes.events is not None:
+        events = list(wishes.events)
     return Plan(events=events, num_frames=num_frames, wishes=wishes, config=config)
