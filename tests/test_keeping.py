@@ -91,7 +91,7 @@ def test_stream_stopped_by_ctrl_c_goes_on_bit_for_bit(
     "fault",
     [
         Fault("decode", "nan", number=9),
-        Fault("file write", "no space", number=20, times=0),
+        Fault("file write", "no space", number=8, times=0),
         Fault("encode", "io error", number=TINY_CHUNK * 2 + 3, times=0),
     ],
     ids=lambda fault: f"{fault.site} {fault.kind}",
@@ -184,3 +184,187 @@ def test_file_that_is_no_state_is_refused(launcher: Launcher, tmp_path: Path) ->
     for name, code in (("s.state", 5), ("none", 4)):
         ended = launcher.run(["generate", "--resume-state", name, "-o", "b.mkv"], cwd=tmp_path)
         assert ended.code == code and len(ended.errors) == 1, ended.stderr
+
+
+def test_info_says_what_a_state_is(launcher: Launcher, tiny_model: Path, tmp_path: Path) -> None:
+    command = words(tiny_model, "--num-frames", "9", "-o", "a.mp4", "--save-state", "s.state")
+    assert launcher.run(command, cwd=tmp_path).code == 0
+    ended = launcher.run(["info", "s.state", "--json", "i.json"], cwd=tmp_path)
+    assert ended.code == 0, ended.stderr
+    record = json.loads((tmp_path / "i.json").read_text())
+    assert (record["kind"], record["num_frames"], record["length"]) == ("state", 9, 9)
+    assert (record["prompts"], record["seed"], record["model"]) == ([["a star", 0.0]], 5, "tiny")
+    assert record["plan"]["device"] == "cpu" and record["seconds"] == 9 / TINY_FPS
+    table = launcher.run(["info", "s.state"], cwd=tmp_path).stdout.decode()
+    assert "a star" in table and "9 frames" in table
+
+
+# --continue
+
+
+def killed(
+    launcher: Launcher, command: list[str], folder: Path, done: Any, faults: tuple[Fault, ...] = ()
+) -> None:
+    """Run a command line until something holds, and kill it."""
+    case: Case = launcher.start(command, cwd=folder, faults=faults)
+    until(done)
+    case.send(signal.SIGKILL)
+    assert case.wait() == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.webm"])
+def test_killed_video_goes_on_to_the_frames_of_one_that_was_not(
+    launcher: Launcher, tiny_model: Path, tmp_path: Path, name: str
+) -> None:
+    """Killed by itself at two moments, the second one while it goes on."""
+    command = words(tiny_model, "--seconds", "5", "--save-every", "1")
+    assert launcher.run([*command, "-o", f"whole-{name}"], cwd=tmp_path).code == 0
+    expected = frames_of(tmp_path / f"whole-{name}")
+    encoded = 2 * TINY_FPS + 7
+    fault = Fault("encode", "SIGKILL", number=encoded)
+    ended = launcher.run([*command, "-o", name], cwd=tmp_path, faults=[fault])
+    assert ended.code == -signal.SIGKILL
+    part = tmp_path / name.replace(".", ".part.")
+    assert read_kept(state_path(part)).num_frames == 2 * TINY_FPS
+    ended = launcher.run([*command, "-o", name], cwd=tmp_path)
+    assert ended.code == 6 and "--continue" in ended.stderr
+    again = ["generate", "-o", name, "--continue"]
+    fault = Fault("encode", "SIGKILL", number=TINY_FPS + 7)
+    assert launcher.run(again, cwd=tmp_path, faults=[fault]).code == -signal.SIGKILL
+    assert part.exists()
+    more = tmp_path / name.replace(".", ".more.part.")
+    assert read_kept(state_path(more)).num_frames == 3 * TINY_FPS
+    ended = launcher.run([*again, "--json", "r.jsonl"], cwd=tmp_path)
+    assert ended.code == 0, ended.stderr
+    assert torch.equal(frames_of(tmp_path / name), expected)
+    made = [line for line in records(tmp_path / "r.jsonl") if line["record"] == "chunk"]
+    assert made[0]["first_frame"] == 3 * TINY_FPS
+    assert probe(tmp_path / name).record == probe(tmp_path / f"whole-{name}").record
+    assert sorted(os.listdir(tmp_path)) == sorted([name, f"whole-{name}", "r.jsonl"])
+
+
+def test_video_without_end_goes_on_after_a_kill_from_outside_and_ends_with_ctrl_c(
+    launcher: Launcher, tiny_model: Path, tmp_path: Path, whole: torch.Tensor
+) -> None:
+    command = words(tiny_model, "--seconds", "inf", "--save-every", "0.5", "-o", "a.mkv", *FFV1)
+    state = tmp_path / "a.part.mkv.state"
+    killed(launcher, command, tmp_path, state.exists)
+    before = sum(1 for _ in read_video(tmp_path / "a.part.mkv"))
+    stop = [Fault("encode", "SIGINT", number=2 * TINY_FPS)]
+    again = ["generate", "-o", "a.mkv", "--continue"]
+    ended = launcher.run(again, cwd=tmp_path, faults=stop)
+    assert ended.code == 130, ended.stderr
+    made = frames_of(tmp_path / "a.mkv")
+    common = min(len(made), len(whole))
+    assert common >= TINY_FPS and torch.equal(made[:common], whole[:common])
+    left = set(os.listdir(tmp_path)) - {"a.mkv"}
+    assert left == (set() if len(made) >= before else {"a.part.mkv", "a.part.mkv.state"})
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "part"),
+    [
+        (["-o", "b.mp4"], 4, "there is no b.part.mp4 to go on with"),
+        (["-o", "a.mp4"], 4, "has no state a.part.mp4.state"),
+        ([], 2, "--continue needs the name of the video"),
+    ],
+)
+def test_video_that_cannot_be_gone_on_with_is_left_alone(
+    launcher: Launcher, tiny_model: Path, tmp_path: Path, more: list[str], code: int, part: str
+) -> None:
+    kill = [Fault("encode", "SIGKILL", number=20)]
+    launcher.run(words(tiny_model, "-o", "a.mp4"), cwd=tmp_path, faults=kill)
+    held = (tmp_path / "a.part.mp4").read_bytes()
+    ended = launcher.run(["generate", "--continue", *more], cwd=tmp_path)
+    assert ended.code == code and len(ended.errors) == 1 and part in ended.errors[0]
+    assert (tmp_path / "a.part.mp4").read_bytes() == held
+    assert os.listdir(tmp_path) == ["a.part.mp4"]
+
+
+def test_new_video_of_the_name_removes_the_state_of_the_old_one(
+    launcher: Launcher, tiny_model: Path, tmp_path: Path
+) -> None:
+    command = words(tiny_model, "--seconds", "3", "--save-every", "0.5", "-o", "a.mp4")
+    kill = [Fault("encode", "SIGKILL", number=TINY_FPS + 8)]
+    launcher.run(command, cwd=tmp_path, faults=kill)
+    assert (tmp_path / "a.part.mp4.state").exists()
+    launcher.run([*words(tiny_model, "-o", "a.mp4"), "-y"], cwd=tmp_path, faults=kill)
+    assert os.listdir(tmp_path) == ["a.part.mp4"]
+
+
+# --segment
+
+
+def test_segments_are_the_stream_one_after_another(
+    launcher: Launcher, tiny_model: Path, tmp_path: Path, whole: torch.Tensor
+) -> None:
+    command = words(tiny_model, "--num-frames", "61", "--segment", "1.25", *FFV1)
+    ended = launcher.run([*command, "-o", "part-%03d.mkv"], cwd=tmp_path)
+    assert ended.code == 0, ended.stderr
+    names = [f"part-{number:03d}.mkv" for number in range(4)]
+    assert sorted(os.listdir(tmp_path)) == names
+    assert torch.equal(frames_of(*(tmp_path / name for name in names)), whole[:61])
+    infos = [probe(tmp_path / name) for name in names]
+    assert [info.num_frames for info in infos] == [20, 20, 20, 1]
+    assert [info.record["first_frame"] for info in infos] == ["0", "20", "40", "60"]
+    assert [info.record["first_seconds"] for info in infos] == ["0", "1.25", "2.5", "3.75"]
+    if shutil.which("ffmpeg"):
+        (tmp_path / "list").write_text("".join(f"file {name}\n" for name in names))
+        line = "ffmpeg -v error -f concat -i list -c copy joined.mkv"
+        subprocess.run(line.split(), cwd=tmp_path, check=True)
+        assert torch.equal(frames_of(tmp_path / "joined.mkv"), whole[:61])
+
+
+def test_segments_without_end_are_ended_by_a_signal(
+    launcher: Launcher, tiny_model: Path, tmp_path: Path, whole: torch.Tensor
+) -> None:
+    stop = [Fault("encode", "SIGTERM", number=TINY_FPS + 9)]
+    command = words(tiny_model, "--seconds", "inf", "--segment", "1s", "-o", "%d.mp4")
+    ended = launcher.run([*command, "--save-state", "s"], cwd=tmp_path, faults=stop)
+    assert ended.code == 143, ended.stderr
+    names = sorted(path for path in tmp_path.glob("*.mp4"))
+    counts = [probe(path).num_frames for path in names]
+    assert len(names) >= 2 and set(counts[:-1]) == {TINY_FPS}
+    assert read_kept(tmp_path / "s").num_frames == sum(counts)
+    assert not list(tmp_path.glob("*.part*"))
+
+
+@pytest.mark.parametrize(
+    ("name", "there", "code", "part"),
+    [
+        ("part.mp4", "", 2, "write -o part-%04d.mp4"),
+        ("-", "", 2, "--segment needs video files"),
+        ("p-%d.png", "", 2, "--segment needs video files"),
+        ("p-%d.mp4", "p-7.mp4", 6, "p-7.mp4 exists"),
+        ("p-%d.mp4", "p-3.part.mp4", 6, "p-3.part.mp4 exists"),
+    ],
+)
+def test_segments_are_refused_before_anything_is_made(
+    launcher: Launcher,
+    tiny_model: Path,
+    tmp_path: Path,
+    name: str,
+    there: str,
+    code: int,
+    part: str,
+) -> None:
+    if there:
+        (tmp_path / there).touch()
+    command = words(tiny_model, "--seconds", "1", "--segment", "1", "-o", name)
+    ended = launcher.run(command, cwd=tmp_path)
+    assert ended.code == code and part in ended.stderr, ended.stderr
+    assert os.listdir(tmp_path) == ([there] if there else [])
+
+
+# --no-metadata
+
+
+def test_video_without_metadata_names_neither_prompt_nor_seed(
+    launcher: Launcher, tiny_model: Path, tmp_path: Path
+) -> None:
+    command = words(tiny_model, "--num-frames", "9", "--no-metadata")
+    for name in ("a.mp4", "a.mkv", "a.webm", "a-%d.png"):
+        assert launcher.run([*command, "-o", name], cwd=tmp_path).code == 0
+    for path in tmp_path.iterdir():
+        assert not re.search(rb"a star|seed|streamdit", path.read_bytes()), path
+        assert probe(path).record == {}

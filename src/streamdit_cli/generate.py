@@ -111,7 +111,7 @@ def generate(
 
     console.configure(quiet=quiet, verbose=verbose)
     resumption = find_resumption(resume_state, output, go_on=go_on, no_prompt=no_prompt)
-    words = {"model": model, "decoder": decoder, "random_weights": random_weights}
+    words = {"name": model, "decoder": decoder, "random_weights": random_weights}
     words["loras"] = list(lora or ())
     loading = {"device": device, "dtype": dtype, "threads": threads}
     keeping = Keeping(

@@ -85,6 +85,11 @@ class Kept:
         return self.state[1]["plan"]
 
     @property
+    def fingerprint(self) -> str:
+        """The hash of the model; see `stream_state.model_fingerprint`."""
+        return self.state[1]["model"]
+
+    @property
     def about(self) -> dict[str, Any]:
         """What the command line was that made the stream."""
         return self.state[1]["about"]

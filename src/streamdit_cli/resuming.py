@@ -61,7 +61,7 @@ class Resumption:
 
     def model_words(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         """Return how the model is named: as now, else as it was when the stream was begun."""
-        if asked["model"] is not None:
+        if asked["name"] is not None:
             return dict(asked)
         return {name: self.words.get(name, value) for name, value in asked.items()}
 
