@@ -225,20 +225,22 @@ def test_killed_video_goes_on_to_the_frames_of_one_that_was_not(
     ended = launcher.run([*command, "-o", name], cwd=tmp_path, faults=[fault])
     assert ended.code == -signal.SIGKILL
     part = tmp_path / name.replace(".", ".part.")
-    assert read_kept(state_path(part)).num_frames == 2 * TINY_FPS
+    made = read_kept(state_path(part)).num_frames
+    assert made in (TINY_FPS, 2 * TINY_FPS)
     ended = launcher.run([*command, "-o", name], cwd=tmp_path)
     assert ended.code == 6 and "--continue" in ended.stderr
     again = ["generate", "-o", name, "--continue"]
-    fault = Fault("encode", "SIGKILL", number=TINY_FPS + 7)
+    fault = Fault("encode", "SIGKILL", number=TINY_FPS + 3 * TINY_CHUNK)
     assert launcher.run(again, cwd=tmp_path, faults=[fault]).code == -signal.SIGKILL
     assert part.exists()
     more = tmp_path / name.replace(".", ".more.part.")
-    assert read_kept(state_path(more)).num_frames == 3 * TINY_FPS
+    assert read_kept(state_path(more)).num_frames >= made + TINY_FPS
+    made = read_kept(state_path(more)).num_frames
     ended = launcher.run([*again, "--json", "r.jsonl"], cwd=tmp_path)
     assert ended.code == 0, ended.stderr
     assert torch.equal(frames_of(tmp_path / name), expected)
-    made = [line for line in records(tmp_path / "r.jsonl") if line["record"] == "chunk"]
-    assert made[0]["first_frame"] == 3 * TINY_FPS
+    lines = [line for line in records(tmp_path / "r.jsonl") if line["record"] == "chunk"]
+    assert lines[0]["first_frame"] == made
     assert probe(tmp_path / name).record == probe(tmp_path / f"whole-{name}").record
     assert sorted(os.listdir(tmp_path)) == sorted([name, f"whole-{name}", "r.jsonl"])
 

@@ -7,6 +7,7 @@ command line that made it) stands in it, so that nothing needs to be said again.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from streamdit_cli import console
 from streamdit_cli.errors import InputError, OutputError, UsageError
-from streamdit_cli.part import state_path
+from streamdit_cli.part import remove_state, state_path
 from streamdit_cli.video import probe
 
 if TYPE_CHECKING:
@@ -27,8 +28,10 @@ if TYPE_CHECKING:
 __all__ = ["Keeping", "Kept", "StateKeeper", "read_kept", "state_at"]
 
 # Chunks that may have left the stream and not reached the file: one in the encoder, one in its
-# queue, one that waits for it, and one that was written last.
+# queue, one that waits for it, and one that was written last; and seconds of video that a full disk
+# may cost beside them, since a file is whole up to its last key frame.
 RECENT_CHUNKS = 4
+RECENT_SECONDS = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,7 +205,7 @@ class StateKeeper:
         self._older = older
         self._path, self._part, self._seconds = path, part, seconds
         self._every: int | None = None
-        self._recent: deque[tuple[VideoChunk, StreamState]] = deque(maxlen=RECENT_CHUNKS)
+        self._recent: deque[tuple[VideoChunk, StreamState]] = deque()
         self._due: deque[tuple[int, StreamState]] = deque()
         self._due_part: deque[tuple[int, StreamState]] = deque()
         self._stream: Stream | None = None
@@ -248,6 +251,9 @@ class StateKeeper:
         state = self._stream.state()
         if self._path is not None:
             self._recent.append((chunk, state))
+            most = RECENT_CHUNKS + math.ceil(RECENT_SECONDS * self._fps / len(chunk.frames))
+            while len(self._recent) > most:
+                self._recent.popleft()
         for num_frames in due:
             pair = (num_frames, state_at(num_frames, chunk, state))
             self._due += [pair] if self._path is not None else []
@@ -258,6 +264,8 @@ class StateKeeper:
         while self._due and self._due[0][0] <= num_frames:
             self._write(self._path, self._due.popleft()[1])
         safe = 0 if self._stream is None else self._first_frame + self._writer.frames_kept
+        while len(self._recent) > 1 and self._recent[1][0].first_frame < safe:
+            self._recent.popleft()
         while self._due_part and self._due_part[0][0] <= safe:
             self._write(self._part and state_path(self._part), self._due_part.popleft()[1])
 
@@ -287,7 +295,7 @@ class StateKeeper:
 
     def _remove_old(self, part: Path) -> None:
         """Remove the states of a video that has its name, and the older video it goes on with."""
-        state_path(part).unlink(missing_ok=True)
+        remove_state(part)
         if self._older is None or not self._older.exists():
             return
         frames = probe(self._older).num_frames
@@ -295,7 +303,7 @@ class StateKeeper:
             console.warn(f"{self._older} stays: it holds {frames} frames, more than the new video")
             return
         self._older.unlink()
-        state_path(self._older).unlink(missing_ok=True)
+        remove_state(self._older)
 
     def _marks(self, chunk: VideoChunk) -> list[int]:
         """Return the frames, of those that a chunk ends or goes through, where states are due."""

@@ -8,6 +8,7 @@ After a kill it stays, and the next run names it. This file knows names and lock
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import time
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from streamdit_cli.errors import OutputError
 
-__all__ = ["PartFile", "check_free", "part_path", "require_unused", "state_path"]
+__all__ = ["PartFile", "check_free", "part_path", "remove_state", "require_unused", "state_path"]
 
 # Another process may look at a fresh part file for a moment; it lets go at once.
 LOCK_SECONDS = 1.0
@@ -29,6 +30,13 @@ def part_path(final: Path) -> Path:
 def state_path(part: Path) -> Path:
     """Where the state of the stream lies from which a part file can be gone on with."""
     return part.with_name(f"{part.name}.state")
+
+
+def remove_state(part: Path) -> None:
+    """Remove the state beside a part file, also one that a killed process did not finish."""
+    state = state_path(part)
+    for path in (state, *state.parent.glob(f"{glob.escape(state.name)}.partial-*")):
+        path.unlink(missing_ok=True)
 
 
 class PartFile:
@@ -58,7 +66,7 @@ class PartFile:
         self._overwrite = overwrite
         check_free(final, overwrite=overwrite, describe=describe, part=self.path)
         self._descriptor = self._create(describe)
-        state_path(self.path).unlink(missing_ok=True)  # of an earlier file of this name
+        remove_state(self.path)  # of an earlier file of this name
 
     def _create(self, describe: Callable[[Path], str]) -> int:
         """Create and lock the part file, after removing an unfinished one where that is allowed."""

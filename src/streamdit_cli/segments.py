@@ -6,7 +6,6 @@ they play alone and, one after another, are the stream. Each is a file in the ma
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -37,7 +36,8 @@ def check_segments(pattern: str, *, overwrite: bool) -> Path:
     if overwrite or not first.parent.is_dir():
         return first
     head, tail = re.split(r"%0?\d?d", Path(pattern).name)
-    tail, suffix = os.path.splitext(tail)
+    suffix = Path(pattern).suffix
+    tail = tail.removesuffix(suffix)
     name = re.compile(rf"{re.escape(head)}\d+{re.escape(tail)}(\.part)?{re.escape(suffix)}")
     for path in sorted(first.parent.iterdir()):
         if name.fullmatch(path.name):
