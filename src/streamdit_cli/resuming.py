@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from streamdit_cli import console
 from streamdit_cli.errors import InputError, UsageError
 from streamdit_cli.keeping import Keeping, Kept, read_kept
+from streamdit_cli.output import CODECS
 from streamdit_cli.part import PartFile, part_path, require_unused, state_path
 from streamdit_cli.plan import Plan, Wishes
 
@@ -82,7 +83,7 @@ class Resumption:
             message = f"--save-every {asked.save_every:g} is not that of the video, {every:g}"
             raise UsageError(message, "leave out --save-every")
         keeping = replace(asked, save_every=every, metadata=words["metadata"] and asked.metadata)
-        return keeping, words["codec"]
+        return keeping, words["codec"] if words["codec"] in CODECS else None
 
     def loading(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         """Fill in device, dtype and threads from the plan of the state where nothing is asked."""
