@@ -40,7 +40,10 @@ def write(path: str, frames: torch.Tensor, **settings: Any) -> str:
 def errors(found: list[torch.Tensor], frames: torch.Tensor) -> torch.Tensor:
     """Mean absolute error of each frame, and of each against the next one, in steps of 255."""
     return torch.stack(
-        [(one.int() - two.int()).abs().float().mean() for one, two in zip(found, frames)]
+        [
+            (one.int() - two.int()).abs().float().mean()
+            for one, two in zip(found, frames, strict=False)
+        ]
     )
 
 
@@ -73,8 +76,8 @@ def test_frames_come_back_in_order(suffix: str, tolerance: float, tmp_path: Path
     if suffix == ".webm":
         assert probe(path).record == {"prompt": "x"} and probe(path).fps == TINY_FPS
         assert (probe(path).color_space, probe(path).color_range) == (1, 1)
-    if suffix == ".gif":  # its clock ticks in hundredths of a second
-        assert abs(probe(path).fps - TINY_FPS) < 0.5
+    if suffix == ".gif":  # its frames last 6 or 7 hundredths of a second
+        assert 100 / 7 <= probe(path).fps <= 100 / 6
 
 
 def test_every_frame_of_a_gif_has_a_palette_of_its_own(tmp_path: Path) -> None:
@@ -112,13 +115,13 @@ def test_pictures_are_exact(tmp_path: Path) -> None:
 def test_pictures_never_replace_others_unasked(tmp_path: Path) -> None:
     pattern = f"{tmp_path}/p-%d.png"
     write(pattern, moving(2))
-    with pytest.raises(OutputError, match="p-0.png exists"):
+    with pytest.raises(OutputError, match=r"p-0\.png exists"):
         write(pattern, moving(2))
     write(pattern, moving(3).flip(0), overwrite=True)
     assert torch.equal(next(read_video(tmp_path / "p-0.png")), moving(3)[2])
     (tmp_path / "p-0.png").unlink()
     (tmp_path / "p-1.png").write_bytes(b"mine")
-    with pytest.raises(OutputError, match="File exists; 0.1 s are kept"):
+    with pytest.raises(OutputError, match=r"File exists; 0\.1 s are kept"):
         write(pattern, moving(3))
     assert (tmp_path / "p-1.png").read_bytes() == b"mine"
 
