@@ -117,7 +117,7 @@ def generate(
     keeping = Keeping(
         save_state=save_state, save_every=save_every, segment=segment, metadata=not no_metadata
     )
-    begin = open_stream
+    begin, encoder = open_stream, codec
     decided = {
         "negative_prompt": negative_prompt,
         "size": size,
@@ -138,13 +138,13 @@ def generate(
         length = {"seconds": seconds, "num_frames": num_frames}
         wishes = resumption.wishes(prompts, **length, decided=decided)
         words, loading = resumption.model_words(words), resumption.loading(loading)
-        keeping, codec = resumption.keeping(keeping, codec)
+        keeping, encoder = resumption.keeping(keeping, codec)
         begin = resumption.open_stream
     check_wishes(wishes)
     source = find_source(**words)
     target = Target(
         name=output or free_name(wishes.prompts[0] if wishes.prompts else ""),
-        codec=codec,
+        codec=encoder,
         pipe_format=pipe_format,
         overwrite=overwrite,
         json_path=json_path,

@@ -26,6 +26,7 @@ from av.error import FFmpegError, InvalidDataError
 from av.filter import Graph
 from av.packet import Packet
 from av.video.codeccontext import VideoCodecContext
+from av.video.format import VideoFormat
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace
 from av.video.stream import VideoStream
@@ -319,7 +320,7 @@ class _PaletteGraph:
         self._time_base = 1 / fps
         self._graph = graph = Graph()
         source = graph.add_buffer(
-            width=width, height=height, format="rgb24", time_base=self._time_base
+            width=width, height=height, format=VideoFormat("rgb24"), time_base=self._time_base
         )
         split = graph.add("split")
         palette = graph.add("palettegen", "stats_mode=single:reserve_transparent=0")
