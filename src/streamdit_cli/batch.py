@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from streamdit_cli.open_options import OffloadOption, VramOption
 from streamdit_cli.options import (
     DecoderOption,
     DeviceOption,
@@ -21,6 +22,7 @@ from streamdit_cli.options import (
     LoraOption,
     ModelOption,
     NumFramesOption,
+    OfflineOption,
     OverwriteOption,
     QuietOption,
     RandomWeightsOption,
@@ -154,6 +156,9 @@ def batch(
     decoder: DecoderOption = None,
     lora: LoraOption = None,
     random_weights: RandomWeightsOption = False,
+    vram: VramOption = None,
+    offload: OffloadOption = None,
+    offline: OfflineOption = False,
     seeds: SeedsOption = None,
     negative_prompt: NegativePromptOption = None,
     start: StartOption = None,
@@ -196,7 +201,17 @@ def batch(
     )
     check_wishes(common)
     lines = read_batch_file(prompts)
-    source = find_source(model, decoder=decoder, loras=lora or (), random_weights=random_weights)
+    source = find_source(
+        model,
+        decoder=decoder,
+        loras=lora or (),
+        random_weights=random_weights,
+        vram=vram,
+        offload=offload,
+        device=device,
+        dtype=dtype,
+        download=not (dry_run or offline),
+    )
     loading = _loading(device, dtype, threads)
     origin = origin_of(source, loading, codec=codec or "")
     title = "standard input" if prompts == "-" else prompts

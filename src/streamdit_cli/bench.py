@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from streamdit_cli.open_options import OffloadOption, VramOption
 from streamdit_cli.options import (
     DeviceOption,
     DtypeOption,
@@ -102,6 +103,8 @@ def bench(
     seconds: SecondsOption = 60.0,
     random_weights: RandomOption = False,
     size: SizeOption = None,
+    vram: VramOption = None,
+    offload: OffloadOption = None,
     compare: CompareOption = None,
     json_path: JsonOption = None,
     overwrite: OverwriteOption = False,
@@ -122,7 +125,14 @@ def bench(
 
     console.configure(quiet=quiet)
     _check_words(seconds, json_path, overwrite=overwrite)
-    source = _find(model, random_weights=random_weights)
+    source = _find(
+        model,
+        random_weights=random_weights,
+        vram=vram,
+        offload=offload,
+        device=device,
+        dtype=dtype,
+    )
     loading = {"device": device, "dtype": dtype, "threads": threads}
     with Signals():
         record = _measure(source, loading, size, seconds, guidance_scale, compare or ())
@@ -152,15 +162,21 @@ def _check_words(seconds: float, json_path: str | None, *, overwrite: bool) -> N
         raise OutputError(f"--json {path} exists", "another name, or replace it with -y")
 
 
-def _find(name: str | None, *, random_weights: bool) -> FolderModel | OpenModel | RandomModel:
+def _find(
+    name: str | None, *, random_weights: bool, **memory: Any
+) -> FolderModel | OpenModel | RandomModel:
     """Find the model; unlike elsewhere, every one may have random weights here."""
+    from streamdit_cli.errors import UsageError
     from streamdit_cli.model_source import find_source
     from streamdit_cli.presets import open_preset
     from streamdit_cli.random_model import RandomModel
 
     if random_weights and open_preset(name) is None:
+        for option in ("vram", "offload"):
+            if memory[option] is not None:
+                raise UsageError(f"--{option} is for open weights only", f"leave out --{option}")
         return RandomModel(name=name)
-    return find_source(name, random_weights=random_weights)
+    return find_source(name, random_weights=random_weights, **memory)
 
 
 def _check_config(

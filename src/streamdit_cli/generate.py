@@ -6,14 +6,18 @@ torch and the model are loaded. Every way out that is not a kill ends the video 
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import typer
 
+from streamdit_cli.keep_options import (
+    ContinueOption,
+    NoMetadataOption,
+    ResumeStateOption,
+    SaveEveryOption,
+    SaveStateOption,
+    SegmentOption,
+)
 from streamdit_cli.live_options import (
     FromOption,
     InteractiveOption,
@@ -61,12 +65,6 @@ from streamdit_cli.video_options import (
     StartOption,
 )
 
-if TYPE_CHECKING:
-    from streamdit_cli.plan import Wishes
-    from streamdit_cli.producing import Target
-    from streamdit_cli.repeat import Settings
-    from streamdit_cli.speaking import Speaking
-
 __all__ = ["EXAMPLES", "generate"]
 
 EXAMPLES = (
@@ -96,6 +94,12 @@ def generate(
     pipe_format: PipeFormatOption = "y4m",
     codec: CodecOption = None,
     overwrite: OverwriteOption = False,
+    segment: SegmentOption = None,
+    no_metadata: NoMetadataOption = False,
+    save_state: SaveStateOption = None,
+    save_every: SaveEveryOption = None,
+    resume_state: ResumeStateOption = None,
+    go_on: ContinueOption = False,
     json_path: JsonOption = None,
     health: HealthOption = None,
     contact_sheet: ContactSheetOption = None,
@@ -124,8 +128,11 @@ def generate(
     the prompt.
     """
     from streamdit_cli import console
+    from streamdit_cli.keeping import Keeping
     from streamdit_cli.producing import Target
-    from streamdit_cli.repeat import Settings, repeat, typed_names
+    from streamdit_cli.repeat import repeat, typed_names
+    from streamdit_cli.resuming import find_resumption
+    from streamdit_cli.settings import Settings, make_video
     from streamdit_cli.speaking import Speaking, read_words
 
     speaking = Speaking(
@@ -138,7 +145,8 @@ def generate(
     )
     speaking.check(output, preview=preview, words=[*(prompt or ()), script])
     console.configure(quiet=quiet, verbose=verbose, typed=speaking.is_typed)
-    is_needed = not speaking.is_live and from_video is None
+    resumption = find_resumption(resume_state, output, go_on=go_on, no_prompt=no_prompt)
+    is_needed = not (speaking.is_live or from_video or resumption)
     words, timed = read_words(prompt, script, no_prompt=no_prompt, is_needed=is_needed)
     settings = Settings(
         prompts=words,
@@ -173,80 +181,12 @@ def generate(
         quiet=quiet,
         lead=speaking.lead_of(output),
         is_live=speaking.is_live,
+        keeping=Keeping(
+            save_state=save_state, save_every=save_every, segment=segment, metadata=not no_metadata
+        ),
+        resumption=resumption,
     )
-    said: Mapping[str, str] = {}
+    said = None
     if from_video is not None:
         settings, said = repeat(settings, Path(from_video), typed_names(ctx))
-    _make(settings, speaking, target, said, is_dry=dry_run)
-
-
-def _make(
-    settings: Settings,
-    speaking: Speaking,
-    target: Target,
-    said: Mapping[str, str],
-    *,
-    is_dry: bool,
-) -> None:
-    """Make the video of settings, or say what it would be.
-
-    Args:
-        settings: with what comes from a video that is repeated.
-        speaking: who speaks meanwhile.
-        target: where it goes; an empty name is made from the prompt.
-        said: what the repeated video says about itself.
-        is_dry: only say it.
-    """
-    from streamdit_cli import console
-    from streamdit_cli.model_source import find_source
-    from streamdit_cli.output import free_name
-    from streamdit_cli.plan import check_wishes
-    from streamdit_cli.producing import produce, read_plan
-    from streamdit_cli.signals import Signals
-
-    wishes = _wishes(settings, speaking)
-    check_wishes(wishes)
-    if not target.name:
-        first = wishes.prompts[0] if wishes.prompts else ""
-        target = replace(target, name=free_name(first))
-    source = find_source(
-        settings.model,
-        decoder=settings.decoder,
-        loras=settings.loras,
-        random_weights=settings.random_weights,
-        vram=settings.vram,
-        offload=settings.offload,
-        device=settings.device,
-        dtype=settings.dtype,
-        download=not (is_dry or settings.offline),
-        before_download=target.check,
-    )
-    if is_dry:
-        target.check()
-        line = f"{read_plan(wishes, source).line} -> {target.name}"
-        console.plain(f"{line}; nothing was made (--dry-run)")
-        return
-    with Signals() as signals:
-        loading = {name: getattr(settings, name) for name in ("device", "dtype", "threads")}
-        begin = speaking.begin(target.lead, signals, said)
-        produce(wishes, source, target, loading, signals, begin=begin)
-
-
-def _wishes(settings: Settings, speaking: Speaking) -> Wishes:
-    """Return the part of the settings that a plan is made of; a seed is chosen where none is."""
-    from streamdit_cli.plan import Wishes
-
-    return Wishes(
-        prompts=settings.prompts or [],
-        script=settings.script,
-        transition=speaking.transition,
-        transition_seconds=speaking.transition_seconds,
-        is_live=speaking.is_live,
-        negative_prompt=settings.negative_prompt,
-        seconds=settings.seconds,
-        num_frames=settings.num_frames,
-        size=settings.size,
-        seed=secrets.randbelow(2**32) if settings.seed is None else settings.seed,
-        start=settings.start,
-        guidance_scale=settings.guidance_scale,
-    )
+    make_video(settings, speaking, target, said=said, is_dry=dry_run)

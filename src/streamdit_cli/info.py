@@ -1,4 +1,4 @@
-"""`info`: show a model, preset, run or video, check its health, or draw a partition.
+"""`info`: show a model, preset, run, video or state, check its health, or draw a partition.
 
 It loads no weights: a model is described by its configuration and the sizes of its files.
 """
@@ -34,8 +34,8 @@ TargetArgument = Annotated[
     typer.Argument(
         metavar="[TARGET]",
         show_default=False,
-        help="A preset, model folder, run, video, or OWNER/NAME that was pulled. Without it: the "
-        "default model.",
+        help="A preset, model folder, run, video, state, or OWNER/NAME that was pulled. Without "
+        "it: the default model.",
     ),
 ]
 
@@ -85,7 +85,9 @@ def info(
     elif partition is not None:
         title, record, columns, rows = _describe_partition(partition)
     elif target is not None and _is_file(target):
-        title, record, columns, rows = _describe_video(Path(target))
+        is_state = _is_state(Path(target))
+        describe = _describe_state if is_state else _describe_video
+        title, record, columns, rows = describe(Path(target))
     else:
         title, record, columns, rows = _describe_model(target)
     answer(title, record, columns, rows, json_path, overwrite=overwrite)
@@ -143,6 +145,52 @@ def _partition_words(partition: Partition) -> str:
         f"s={partition.micro_steps}: buffer of B={partition.buffer_length} latent frames, "
         f"T={partition.total_steps} steps"
     )
+
+
+def _is_state(path: Path) -> bool:
+    """Whether a file begins as safetensors do: a length, and JSON; no video does."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(10)[8:] == b'{"'
+    except OSError:
+        return False
+
+
+def _describe_state(path: Path) -> Description:
+    """Return what the state of a stream can be gone on with."""
+    from streamdit_cli.keeping import read_kept
+
+    kept = read_kept(path)
+    settings, about = kept.settings, kept.about
+    fps = about.get("fps")
+    record = {
+        "kind": "state",
+        "path": str(path),
+        "num_frames": kept.num_frames,
+        "seconds": kept.num_frames / fps if fps else None,
+        "prompts": kept.history,
+        "length": settings["num_frames"],
+        **{key: settings[key] for key in ("seed", "guidance_scale", "negative_prompt")},
+        "model": about.get("model"),
+        "fingerprint": kept.fingerprint,
+        "plan": kept.plan,
+        "bytes": path.stat().st_size,
+    }
+    made = "" if not fps else f", {kept.num_frames / fps:.2f} s at {fps:g} FPS"
+    rows = [
+        ["state of", record["model"] or f"a model {kept.fingerprint[:12]}"],
+        ["made", f"{kept.num_frames} frames{made}"],
+        ["length", "without end" if record["length"] is None else f"{record['length']} frames"],
+    ]
+    rows += [[f"prompt at {seconds:g} s", prompt or "none"] for prompt, seconds in kept.history]
+    rows += [
+        [key, str(settings[key])]
+        for key in ("seed", "start", "guidance_scale", "negative_prompt")
+        if settings[key] is not None
+    ]
+    rows += [[key, value] for key, value in kept.plan.items() if key != "start"]
+    rows.append(["file", f"{record['bytes'] / 1e6:.1f} MB"])
+    return str(path), record, ["", ""], rows
 
 
 def _describe_video(path: Path) -> Description:

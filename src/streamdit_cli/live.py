@@ -22,6 +22,7 @@ from streamdit_model.prompt_timeline import PromptEvent
 
 if TYPE_CHECKING:
     from streamdit_model.stream import Stream, VideoChunk
+    from streamdit_model.stream_state import StreamState
 
 __all__ = ["COMMANDS", "LiveStream"]
 
@@ -92,6 +93,10 @@ class LiveStream:
     def log(self) -> list[PromptEvent]:
         """As of the stream."""
         return self._stream.log()
+
+    def state(self) -> StreamState:
+        """As of the stream."""
+        return self._stream.state()
 
     def listen(self, names: Sequence[str]) -> None:
         """Begin to take lines from places, see `LineSource`."""

@@ -38,6 +38,11 @@ class LoadedModel:
         self.said: dict[str, str] = {}
 
     @property
+    def memory_hint(self) -> str:
+        """What to type when memory ran out, see the source."""
+        return self._source.memory_hint
+
+    @property
     def metadata(self) -> dict[str, str]:
         """What a video says about the weights, and whatever else the next one is to say."""
         return {**self._source.metadata, **self.said}

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from streamdit_cli import console
 from streamdit_cli.errors import Stopped
 from streamdit_cli.records import Records
+from streamdit_cli.segments import SegmentWriter
 from streamdit_cli.signals import Signals
 from streamdit_cli.watching import Watchers
 from streamdit_cli.writer import Writer
@@ -117,7 +118,7 @@ def video_metadata(words: dict[str, str], stream: Stream | LiveStream) -> dict[s
 
 def make(
     stream: Stream | LiveStream,
-    writer: Writer,
+    writer: Writer | SegmentWriter,
     *,
     fps: float,
     seconds: float | None,
@@ -126,6 +127,7 @@ def make(
     records: Records,
     watchers: Watchers | None = None,
     memory_hint: str = MEMORY_HINT,
+    first_frame: int = 0,
 ) -> None:
     """Write a stream to its end or to a signal, and end the video.
 
@@ -139,6 +141,8 @@ def make(
             stream still waits for the network call that is running.
         records, watchers: for programs; what looks at the frames too.
         memory_hint: what needs less memory, for the message when it runs out.
+        first_frame: of the stream in the video; the stream may begin later, where the video holds
+            some frames already.
 
     Raises:
         Stopped: a signal came; the video is complete up to there.
@@ -146,7 +150,9 @@ def make(
         OutputError: the disk is full or the device failed.
         DeviceError, NumericsError: the model failed; the video holds all earlier chunks.
     """
-    progress = console.Progress(seconds, fps)
+    begun = first_frame + writer.frames_written
+    rest = None if seconds is None else seconds - writer.frames_written / fps
+    progress = console.Progress(rest, fps)
     watchers, ended = watchers or Watchers(), "complete"
     signals.be_patient(lambda: writer.hurry(PIPE_SECONDS), writer.cancel)
     try:
@@ -155,10 +161,10 @@ def make(
             writer.write(chunk.frames)
             watchers.chunk(chunk)
             step_ms = chunk.statistics["denoise_ms"] / micro_steps
-            progress.update(chunk.first_frame + len(chunk.frames), step_ms=step_ms)
+            progress.update(chunk.first_frame + len(chunk.frames) - begun, step_ms=step_ms)
             records.chunk(chunk, step_ms=step_ms)
-            records.reached(writer.frames_written)
-            watchers.reached(writer.frames_written)
+            records.reached(first_frame + writer.frames_written)
+            watchers.reached(first_frame + writer.frames_written)
             if signals.received:
                 break
         writer.close()
@@ -174,12 +180,12 @@ def make(
     finally:
         stream.close()
         progress.close()
-        records.reached(writer.frames_written)
+        records.reached(first_frame + writer.frames_written)
         _summarize(writer, progress, fps, ended, records)
-        watchers.end(writer.frames_written)
+        watchers.end(first_frame + writer.frames_written)
 
 
-def _end_early(writer: Writer, error: BaseException) -> None:
+def _end_early(writer: Writer | SegmentWriter, error: BaseException) -> None:
     """End the video with all its frames, or, after a second signal, with those encoded so far."""
     try:
         if not isinstance(error, Stopped):
@@ -231,7 +237,11 @@ def _peak() -> str:
 
 
 def _summarize(
-    writer: Writer, progress: console.Progress, fps: float, ended: str, records: Records
+    writer: Writer | SegmentWriter,
+    progress: console.Progress,
+    fps: float,
+    ended: str,
+    records: Records,
 ) -> None:
     """Say in one line, and in a record, what was made and how fast."""
     made = writer.frames_written

@@ -170,7 +170,7 @@ def _files_of(preset: dict[str, Any], before: Callable[[], None] | None) -> list
     return find_files(refreshed(preset))
 
 
-def real_video_advice(source: FolderModel | OpenModel, prompts: Iterable[str]) -> str:
+def real_video_advice(source: object, prompts: Iterable[str]) -> str:
     """Return how to get real video, where the embedded model is asked for what it does not know.
 
     Args:

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 
 from streamdit_cli.errors import InputError, UsageError
 from streamdit_cli.part import PartFile, check_free
+from streamdit_cli.pictures import PictureEncoder, PictureFolder, check_pictures, is_pictures
 from streamdit_cli.pipe import Pipe, is_direct, open_direct, open_stdout
-from streamdit_cli.video import VideoEncoder, probe
+from streamdit_cli.video import VideoEncoder, check_encoder, probe
 from streamdit_cli.writer import Writer
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CODECS",
     "CONTAINERS",
+    "GROWING",
     "PIPE_FORMATS",
     "Output",
     "check_container",
@@ -41,7 +43,16 @@ __all__ = [
 PIPE_FORMATS = ("y4m", "nut", "rgb24")
 CODECS = ("libx264", "ffv1")
 # Suffix of a file -> the codecs it can hold here, the default first.
-CONTAINERS = {".mp4": ("libx264",), ".mov": ("libx264",), ".mkv": ("libx264", "ffv1")}
+CONTAINERS = {
+    ".mp4": ("libx264",),
+    ".mov": ("libx264",),
+    ".mkv": ("libx264", "ffv1"),
+    ".webm": ("libvpx-vp9",),
+    ".gif": ("gif",),
+    ".webp": ("libwebp",),
+}
+# Containers that can be gone on with after a kill: what is before their last key frame is there.
+GROWING = (".mp4", ".mov", ".mkv", ".webm")
 _LONGEST_SLUG = 60
 _RESERVED = re.compile(r"con|prn|aux|nul|com[0-9]|lpt[0-9]")  # device names on Windows
 
@@ -53,12 +64,12 @@ class Output:
     name: str
     kind: str
     codec: str
-    target: PartFile | Pipe
+    target: PartFile | Pipe | PictureFolder
 
     @property
     def replaced(self) -> str:
         """What an unfinished file of an earlier run held that this one replaces; else empty."""
-        return self.target.replaced if isinstance(self.target, PartFile) else ""
+        return "" if isinstance(self.target, Pipe) else self.target.replaced
 
     @property
     def takes_audio(self) -> bool:
@@ -73,6 +84,8 @@ class Output:
         fps: float,
         metadata: dict[str, str],
         audio: AudioTrack | None = None,
+        fresh_every: int | None = None,
+        taken: tuple[Path, int] | None = None,
     ) -> Writer:
         """Begin the video.
 
@@ -81,10 +94,14 @@ class Output:
             fps: frames a second.
             metadata: what the file says about itself; `prompt` becomes its title.
             audio: sound that goes with it; only where `takes_audio`.
+            fresh_every: frames after which a file begins a new encoder; see `VideoEncoder`.
+            taken: another file, and how many of its first frames this one begins with.
         """
         if width % 2 or height % 2:
             raise UsageError(f"{width}x{height} is not even in both directions, as video must be")
         rate = Fraction(fps).limit_denominator(1001)
+        if isinstance(self.target, PictureFolder):
+            return Writer(PictureEncoder(self.target, rate, metadata), self.target, rate)
         encoder = VideoEncoder(
             self.target,
             self.kind,
@@ -94,15 +111,18 @@ class Output:
             fps=rate,
             metadata=metadata,
             audio=audio,
+            fresh_every=fresh_every,
         )
-        return Writer(encoder, self.target, rate)
+        if taken is not None:
+            encoder.take_over(*taken)
+        return Writer(encoder, self.target, rate, frames_taken=taken[1] if taken else 0)
 
     def release(self) -> None:
         """Let go of the place when no video was begun."""
-        if isinstance(self.target, PartFile):
-            self.target.discard()
-        else:
+        if isinstance(self.target, Pipe):
             self.target.close()
+        else:
+            self.target.discard()
 
 
 def _kind_and_codec(output: str, codec: str | None, pipe_format: str) -> tuple[str, str]:
@@ -120,9 +140,13 @@ def _kind_and_codec(output: str, codec: str | None, pipe_format: str) -> tuple[s
         if codec is not None:
             raise UsageError(f"codec {codec} needs a file; a pipe takes raw frames")
         return pipe_format, "raw"
+    if is_pictures(output):
+        if codec is not None:
+            raise UsageError(f"codec {codec} does not go into PNG files")
+        return "png", "png"
     suffix = Path(output).suffix.lower()
     if suffix not in CONTAINERS:
-        allowed = ", ".join(CONTAINERS)
+        allowed = f"{', '.join(CONTAINERS)}, -%05d.png, or a folder with / at its end"
         hint = "other containers: streamdit generate ... -o - | ffmpeg -i - OUTPUT"
         raise UsageError(f"{output!r} has no known container; allowed: {allowed}", hint=hint)
     return check_container(suffix, codec)
@@ -139,6 +163,7 @@ def check_container(suffix: str, codec: str | None) -> tuple[str, str]:
     if codec is not None and codec not in codecs:
         hint = "ffv1 needs .mkv"
         raise UsageError(f"codec {codec} does not go into {suffix}", hint=hint)
+    check_encoder(codec or codecs[0])
     return suffix, codec or codecs[0]
 
 
@@ -152,20 +177,29 @@ def check_output(
         OutputError: the file exists or is unfinished, or its folder is missing.
     """
     kind, _ = _kind_and_codec(output, codec, pipe_format)
-    if kind in CONTAINERS:
+    if kind == "png":
+        check_pictures(output, overwrite=overwrite)
+    elif kind in CONTAINERS:
         check_free(Path(output), overwrite=overwrite, describe=_describe_leftover)
 
 
 def reserve(
-    output: str, *, codec: str | None = None, pipe_format: str = "y4m", overwrite: bool = False
+    output: str,
+    *,
+    codec: str | None = None,
+    pipe_format: str = "y4m",
+    overwrite: bool = False,
+    part: Path | None = None,
 ) -> Output:
     """Take an output, so that no other process can and nothing else reaches a pipe.
 
     Args:
-        output: a file ending in .mp4, .mov or .mkv; a FIFO or device; or `-`, standard output.
+        output: a file that ends as one of `CONTAINERS`; pictures, see `is_pictures`; a FIFO or
+            device; or `-`, standard output.
         codec: `libx264` or `ffv1` (lossless, .mkv); None takes what fits the file.
         pipe_format: `y4m`, `nut` or `rgb24`, for everything that is not a file.
         overwrite: replace an existing file when the new one is complete.
+        part: the name of a file while it grows, where it is not the usual one.
 
     Raises:
         UsageError: an unknown container, codec or pipe format, or a terminal.
@@ -178,8 +212,10 @@ def reserve(
     path = Path(output)
     if is_direct(path):
         return Output(output, kind, codec_name, open_direct(path))
-    part = PartFile(path, overwrite=overwrite, describe=_describe_leftover)
-    return Output(output, kind, codec_name, part)
+    if kind == "png":
+        return Output(output, kind, codec_name, PictureFolder(output, overwrite=overwrite))
+    file = PartFile(path, overwrite=overwrite, describe=_describe_leftover, path=part)
+    return Output(output, kind, codec_name, file)
 
 
 def open_writer(

@@ -8,6 +8,7 @@ After a kill it stays, and the next run names it. This file knows names and lock
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import time
 from collections.abc import Callable
@@ -15,7 +16,16 @@ from pathlib import Path
 
 from streamdit_cli.errors import OutputError
 
-__all__ = ["PartFile", "check_free", "hold", "part_path", "remove_leftover"]
+__all__ = [
+    "PartFile",
+    "check_free",
+    "hold",
+    "part_path",
+    "remove_leftover",
+    "remove_state",
+    "require_unused",
+    "state_path",
+]
 
 # Another process may look at a fresh part file for a moment; it lets go at once.
 LOCK_SECONDS = 1.0
@@ -26,6 +36,18 @@ def part_path(final: Path) -> Path:
     return final.with_name(f"{final.stem}.part{final.suffix}")
 
 
+def state_path(part: Path) -> Path:
+    """Where the state of the stream lies from which a part file can be gone on with."""
+    return part.with_name(f"{part.name}.state")
+
+
+def remove_state(part: Path) -> None:
+    """Remove the state beside a part file, also one that a killed process did not finish."""
+    state = state_path(part)
+    for path in (state, *state.parent.glob(f"{glob.escape(state.name)}.partial-*")):
+        path.unlink(missing_ok=True)
+
+
 class PartFile:
     """A file of this process alone, renamed by `finish`.
 
@@ -33,18 +55,27 @@ class PartFile:
         final: the name it will have.
         overwrite: replace an existing file at the end, and an unfinished one now.
         describe: says what an unfinished file of an earlier run holds, e.g. "12.0 s of video".
+        path: the name while it grows; None is `part_path`.
 
     Raises:
         OutputError: the name is taken, another process writes it, or it cannot be created.
     """
 
-    def __init__(self, final: Path, *, overwrite: bool, describe: Callable[[Path], str]) -> None:
+    def __init__(
+        self,
+        final: Path,
+        *,
+        overwrite: bool,
+        describe: Callable[[Path], str],
+        path: Path | None = None,
+    ) -> None:
         self.final = final
-        self.path = part_path(final)
+        self.path = path or part_path(final)
         self.replaced = ""
         self._overwrite = overwrite
-        check_free(final, overwrite=overwrite, describe=describe)
+        check_free(final, overwrite=overwrite, describe=describe, part=self.path)
         self._descriptor = self._create(describe)
+        remove_state(self.path)  # of an earlier file of this name
 
     def _create(self, describe: Callable[[Path], str]) -> int:
         """Create and lock the part file, after removing an unfinished one where that is allowed."""
@@ -145,13 +176,19 @@ class PartFile:
             raise OutputError(f"{self.path} was removed or replaced by another process")
 
 
-def check_free(final: Path, *, overwrite: bool, describe: Callable[[Path], str]) -> None:
+def check_free(
+    final: Path, *, overwrite: bool, describe: Callable[[Path], str], part: Path | None = None
+) -> None:
     """Check that a file of this name can be begun, without creating anything.
+
+    Args:
+        final, overwrite, describe: as in `PartFile`.
+        part: the name while it grows; None is `part_path`.
 
     Raises:
         OutputError: a folder, an existing or unfinished file, or a missing folder above it.
     """
-    part = part_path(final)
+    part = part or part_path(final)
     if final.is_dir():
         raise OutputError(f"{final} is a folder, not a file name")
     if not final.parent.is_dir():
@@ -173,6 +210,23 @@ def hold(descriptor: int, path: Path, *, hint: str) -> None:
     """
     if not _lock(descriptor):
         raise OutputError(str(_in_use(path)), hint)
+
+
+def require_unused(part: Path) -> None:
+    """Refuse an unfinished file that another process writes.
+
+    Raises:
+        OutputError: one does, or the file cannot be opened.
+    """
+    try:
+        descriptor = os.open(part, os.O_RDWR)
+    except OSError as error:
+        raise _cannot(part, error) from error
+    try:
+        if not _lock(descriptor):
+            raise _in_use(part)
+    finally:
+        os.close(descriptor)
 
 
 def remove_leftover(part: Path) -> None:
@@ -209,6 +263,8 @@ def _taken(part: Path, describe: Callable[[Path], str]) -> OutputError:
     if not is_leftover:
         return _in_use(part)
     message = f"{part} is left from a run that did not end: {describe(part)}"
+    if state_path(part).exists():
+        return OutputError(message, hint="go on with it: --continue; or replace it with -y")
     return OutputError(message, hint="rename it to keep it, or replace it with -y")
 
 

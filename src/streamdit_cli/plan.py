@@ -43,6 +43,8 @@ class Wishes:
     transition: str | None = None
     transition_seconds: float | None = None
     is_live: bool = False
+    events: tuple[tuple[str, float], ...] | None = None  # prompts with their seconds, as they are
+    first_frame: int = 0  # of the stream in this video
 
     @property
     def default_seconds(self) -> float:
@@ -126,6 +128,8 @@ class Plan:
         if isinstance(self.config, ModelConfig):  # the first chunk of the others is shorter
             frames = self.config.partition.chunk_size * TIME_FACTOR
             words["chunk_frames"] = str(frames)
+        if wishes.first_frame:
+            words["first_frame"] = str(wishes.first_frame)
         return {**words, "seed": str(wishes.seed), "model": self.config.name}
 
 
@@ -182,5 +186,10 @@ def make_plan(wishes: Wishes, config: ModelConfig | WanModelConfig) -> Plan:
         seconds = wishes.default_seconds if wishes.seconds is None else wishes.seconds
         num_frames = None if seconds == float("inf") else max(1, round(seconds * config.fps))
     length = float("inf") if num_frames is None else num_frames / config.fps
-    timeline = wishes.timeline(length)
+    if wishes.events is None:
+        timeline = wishes.timeline(length)
+    else:
+        from streamdit_model.prompt_timeline import PromptEvent
+
+        timeline = [PromptEvent(prompt, seconds) for prompt, seconds in wishes.events]
     return Plan(timeline=timeline, num_frames=num_frames, wishes=wishes, config=config)

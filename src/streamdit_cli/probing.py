@@ -46,7 +46,7 @@ def probe_model(
     from streamdit_cli import console
     from streamdit_cli.model_source import find_source
     from streamdit_model.frame_text import FrameText
-    from streamdit_model.stream_stages import PromptKeys, encode_now
+    from streamdit_model.prompt_keys import PromptKeys, encode_now
     from streamdit_model.wan.probe import probe
 
     source = find_source(name, random_weights=random_weights)

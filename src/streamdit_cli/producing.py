@@ -8,29 +8,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from streamdit_cli import console
+from streamdit_cli.keeping import Keeping, StateKeeper
 from streamdit_cli.loaded_model import LoadedModel
 from streamdit_cli.making import explained, make, stream_threads, video_metadata
 from streamdit_cli.model_source import real_video_advice
-from streamdit_cli.output import check_output, reserve
+from streamdit_cli.output import Output, check_output, reserve
 from streamdit_cli.pacing import Pace
+from streamdit_cli.part import PartFile
 from streamdit_cli.pipe import is_direct
 from streamdit_cli.plan import Plan, Wishes, make_plan
 from streamdit_cli.receipts import PromptLog
 from streamdit_cli.records import Records
+from streamdit_cli.resuming import Resumption, clear
+from streamdit_cli.segments import Segments, SegmentWriter, check_segments
 from streamdit_cli.watching import Watchers, open_watchers
+from streamdit_cli.writer import Writer
 
 if TYPE_CHECKING:
     from streamdit_cli.live import LiveStream
     from streamdit_cli.model_source import FolderModel
     from streamdit_cli.open_weights import OpenModel
-    from streamdit_cli.output import Output
     from streamdit_cli.signals import Signals
-    from streamdit_cli.writer import Writer
     from streamdit_model.stream import Stream
     from streamdit_model.wan.model import WanModel
     from streamdit_model.wan.model_config import WanModelConfig
@@ -38,7 +41,7 @@ if TYPE_CHECKING:
 
     Source = FolderModel | OpenModel | LoadedModel
 
-__all__ = ["Target", "open_stream", "produce", "read_plan"]
+__all__ = ["Target", "open_stream", "plan_only", "produce", "read_plan"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +59,8 @@ class Target:
     quiet: bool = False
     lead: float | None = None  # seconds; frames leave no earlier before their time, None at once
     is_live: bool = False  # prompts come meanwhile, and a file keeps them beside it
+    keeping: Keeping = field(default_factory=Keeping)
+    resumption: Resumption | None = None
 
     def check(self) -> None:
         """Refuse what `reserve` would refuse; takes nothing.
@@ -63,22 +68,57 @@ class Target:
         Raises:
             UsageError, OutputError: see `output.check_output`.
         """
-        check_output(
-            self.name, codec=self.codec, pipe_format=self.pipe_format, overwrite=self.overwrite
-        )
+        name = self.name
+        if self.resumption is not None and self.resumption.part is not None:
+            return  # its name is taken, by the unfinished video
+        if self.keeping.segment is not None:
+            name = str(check_segments(name, overwrite=self.overwrite))
+        check_output(name, codec=self.codec, pipe_format=self.pipe_format, overwrite=self.overwrite)
 
-    def reserve(self) -> Output:
+    def reserve(self) -> Output | Segments:
         """Take the place of the video.
 
         Raises:
             UsageError, OutputError: see `output.reserve`.
         """
-        place = reserve(
-            self.name, codec=self.codec, pipe_format=self.pipe_format, overwrite=self.overwrite
-        )
+        if self.keeping.segment is None:
+            place = self._reserve(self.name)
+        else:
+            seconds = self.keeping.segment
+            place = Segments(self.name, seconds, self._reserve, overwrite=self.overwrite)
         if self.pipe_format not in ("y4m", place.kind):
             console.warn(f"--pipe-format {self.pipe_format} has no effect on the file {place.name}")
         return place
+
+    def _reserve(self, name: str) -> Output:
+        """Take the place of one file or pipe."""
+        part = None if self.resumption is None else self.resumption.fresh_part
+        if part is not None and part.exists():
+            clear(part)
+        settings = {"codec": self.codec, "pipe_format": self.pipe_format}
+        return reserve(name, overwrite=self.overwrite, part=part, **settings)
+
+    def open_keeper(self, place: Output | Segments) -> StateKeeper | None:
+        """Open what writes the state of the stream; None where it is not kept.
+
+        Raises:
+            UsageError: there is no place for the state.
+            OutputError: a file exists.
+        """
+        keeping, resumption = self.keeping, self.resumption
+        keeps_part = keeping.keeps_part(place.kind)
+        if keeping.save_state is None and not keeps_part:
+            return None
+        file = place.target if keeps_part and isinstance(place, Output) else None
+        part = file.path if isinstance(file, PartFile) else None
+        is_own = resumption is not None and resumption.kept.path == keeping.save_state
+        return StateKeeper(
+            keeping.save_state,
+            part,
+            keeping.save_every,
+            older=resumption and resumption.part,
+            overwrite=self.overwrite or is_own,
+        )
 
     def open_records(self) -> Records:
         """Open the records for programs."""
@@ -111,6 +151,13 @@ def read_plan(wishes: Wishes, source: Source) -> Plan:
     if not isinstance(source, LoadedModel):
         console.status("loading ...")
     return make_plan(wishes, source.read_config(size=wishes.size, start=wishes.start))
+
+
+def plan_only(wishes: Wishes, source: Source, target: Target) -> None:
+    """Check everything that needs no weights, and say what would be made."""
+    target.check()
+    line = f"{read_plan(wishes, source).line} -> {target.name}"
+    console.plain(f"{line}; nothing was made (--dry-run)")
 
 
 def open_stream(plan: Plan, model: Model | WanModel, *, chunks_ahead: int = 2) -> Stream:
@@ -161,15 +208,16 @@ def produce(
             records = stack.enter_context(target.open_records())
             prompt_log = target.open_prompt_log()
             watchers = stack.enter_context(target.open_watchers(records, prompt_log))
+            keeper = target.open_keeper(place)
             if place.replaced:
                 console.warn(f"replacing {place.replaced}")
             plan = read_plan(wishes, source)
             if advice := real_video_advice(source, [prompt for prompt, _ in plan.events]):
                 console.warn(advice)
             stream = begin(plan, _load(plan, source, loading))
-            writer = _open_writer(plan, source, stream, place, records)
-            if target.lead is not None:
-                writer.pace = Pace(plan.config.fps, target.lead)
+            writer = _open_writer(plan, source, stream, place, records, target, keeper)
+            if keeper is not None:
+                watchers.add(keeper)
         except BaseException as error:
             place.release()
             told = explained(error, "", source.memory_hint)
@@ -187,9 +235,10 @@ def produce(
                 records=records,
                 watchers=watchers,
                 memory_hint=source.memory_hint,
+                first_frame=plan.wishes.first_frame,
             )
         finally:
-            if prompt_log is not None and writer.is_named:
+            if prompt_log is not None and isinstance(writer, Writer) and writer.is_named:
                 prompt_log.embed(Path(writer.place))
 
 
@@ -200,9 +249,15 @@ def _load(plan: Plan, source: Source, loading: Mapping[str, Any]) -> Model | Wan
 
 
 def _open_writer(
-    plan: Plan, source: Source, stream: Stream | LiveStream, place: Output, records: Records
-) -> Writer:
-    """Write the headers of the records and of the video."""
+    plan: Plan,
+    source: Source,
+    stream: Stream | LiveStream,
+    place: Output | Segments,
+    records: Records,
+    target: Target,
+    keeper: StateKeeper | None,
+) -> Writer | SegmentWriter:
+    """Write the headers of the records and of the video, and show both to what keeps the state."""
     config = plan.config
     size = {"width": config.width, "height": config.height}
     record = video_metadata({**plan.metadata, **source.metadata}, stream)
@@ -211,7 +266,29 @@ def _open_writer(
     console.status(f"{plan.line} -> {place.name}")
     if place.kind == "rgb24":
         console.status(f"to read it: {_ffmpeg_line(config)}")
-    return place.start(**size, fps=config.fps, metadata=record)
+    keeping = target.keeping
+    metadata = record if keeping.metadata else {}
+    if isinstance(place, Segments):
+        writer = place.start(**size, fps=config.fps, metadata=metadata)
+    else:
+        every = keeping.save_every if keeping.keeps_part(place.kind) else None
+        writer = place.start(
+            width=config.width,
+            height=config.height,
+            fps=config.fps,
+            metadata=metadata,
+            fresh_every=None if every is None else max(1, round(every * config.fps)),
+            taken=target.resumption and target.resumption.taken,
+        )
+        if target.lead is not None:
+            writer.pace = Pace(config.fps, target.lead)
+    if keeper is not None:
+        here = plan.wishes.first_frame
+        words = {**keeping.words, "codec": place.codec, "metadata": keeping.metadata}
+        words["save_every"] = keeping.save_every
+        state_about = {**about, **record, "first_frame": here, "words": words}
+        keeper.watch(stream, writer, state_about, here)
+    return writer
 
 
 def _ffmpeg_line(config: ModelConfig | WanModelConfig) -> str:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -19,42 +19,17 @@ from streamdit_cli.errors import InputError
 from streamdit_cli.options import parse_device, parse_guidance, parse_seed
 from streamdit_cli.prompts import check_prompt
 from streamdit_cli.script import Script, Stage, parse_stages
+from streamdit_cli.settings import Settings
 from streamdit_cli.video_options import Size
 
 if TYPE_CHECKING:
     from streamdit_cli.video import VideoInfo
-    from streamdit_model.wan.offload import Offload
 
-__all__ = ["Settings", "repeat", "script_of", "typed_names", "warn_of_changes"]
+__all__ = ["repeat", "script_of", "typed_names", "warn_of_changes"]
 
 _MOST_THREADS = 4096
 # What decides about the bits of a video beside what can be asked for.
 _VERSIONS = ("streamdit", "torch", "machine", "weights")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What makes a video, as far as it was given; names as those of the options."""
-
-    prompts: list[str] | None = None  # None where none were given; empty is no prompt
-    script: Script | None = None
-    negative_prompt: str | None = None
-    seconds: float | None = None
-    num_frames: int | None = None
-    size: Size | None = None
-    seed: int | None = None
-    start: Literal["ramp", "clip"] | None = None
-    guidance_scale: float | None = None
-    model: str | None = None
-    decoder: str | None = None
-    loras: tuple[str, ...] = ()
-    random_weights: bool = False
-    vram: float | None = None
-    offload: Offload | None = None
-    offline: bool = False
-    device: str | None = None
-    dtype: str | None = None
-    threads: int | None = None
 
 
 def typed_names(ctx: typer.Context) -> set[str]:

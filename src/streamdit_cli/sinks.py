@@ -40,8 +40,10 @@ def open_encoder(config: ModelConfig | WanModelConfig) -> Iterator[Callable[[Ten
     with TemporaryDirectory(prefix=_FOLDER) as folder:
         target = PartFile(Path(folder) / "bench.mp4", overwrite=False, describe=str)
         rate = Fraction(config.fps).limit_denominator(1001)
-        size = {"width": config.width, "height": config.height}
-        encoder = VideoEncoder(target, ".mp4", "libx264", **size, fps=rate, metadata={})
+        width, height = config.width, config.height
+        encoder = VideoEncoder(
+            target, ".mp4", "libx264", width=width, height=height, fps=rate, metadata={}
+        )
 
         def encode(frames: Tensor) -> None:
             for frame in frames:
@@ -63,8 +65,8 @@ def open_writer(config: ModelConfig | WanModelConfig) -> Iterator[Writer]:
     """
     with TemporaryDirectory(prefix=_FOLDER) as folder:
         place = reserve(str(Path(folder) / "bench.mp4"))
-        size = {"width": config.width, "height": config.height}
-        writer = place.start(**size, fps=config.fps, metadata={})
+        width, height = config.width, config.height
+        writer = place.start(width=width, height=height, fps=config.fps, metadata={})
         try:
             yield writer
         finally:

@@ -124,7 +124,11 @@ class Speaking:
         return (DEFAULT_LEAD if self.lead is None else self.lead) if is_wanted else None
 
     def begin(
-        self, lead: float | None, signals: Signals, said: Mapping[str, str]
+        self,
+        lead: float | None,
+        signals: Signals,
+        said: Mapping[str, str],
+        open_stream: Callable[[Plan, Model | WanModel], Stream] | None = None,
     ) -> Callable[[Plan, Model | WanModel], Stream | LiveStream]:
         """Return what opens the stream of a plan, and begins to listen.
 
@@ -132,14 +136,18 @@ class Speaking:
             lead: None where frames leave at once.
             signals: that end the video.
             said: what a video that is repeated says about itself; empty without one.
+            open_stream: opens it in another way than from the prompts.
         """
 
         def begin(plan: Plan, model: Model | WanModel) -> Stream | LiveStream:
-            from streamdit_cli.producing import open_stream
+            from streamdit_cli import producing
 
             # Choice: one chunk ahead of a viewer, so that a prompt is seen as soon as can be.
-            is_watched = self.is_live or lead is not None
-            stream = open_stream(plan, model, chunks_ahead=1 if is_watched else 2)
+            ahead = 1 if self.is_live or lead is not None else 2
+            if open_stream is None:
+                stream = producing.open_stream(plan, model, chunks_ahead=ahead)
+            else:
+                stream = open_stream(plan, model)
             if said:
                 from streamdit_cli.repeat import warn_of_changes
 

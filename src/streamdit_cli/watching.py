@@ -50,6 +50,10 @@ class Watchers:
     def __init__(self, watchers: Sequence[Watcher] = ()) -> None:
         self._watchers = tuple(watchers)
 
+    def add(self, watcher: Watcher) -> None:
+        """Take one more, which is open already and closed with the others."""
+        self._watchers = (*self._watchers, watcher)
+
     def begin(self, fps: float, progress: Progress) -> None:
         """Begin all of them."""
         for watcher in self._watchers:

@@ -14,13 +14,14 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Protocol
 
 from streamdit_cli.errors import OutputError
-from streamdit_cli.part import PartFile
 from streamdit_cli.pipe import GaveUp, Pipe
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from streamdit_cli.pacing import Pace
+    from streamdit_cli.part import PartFile
+    from streamdit_cli.pictures import PictureFolder
 
 __all__ = ["Encoder", "Writer"]
 
@@ -33,7 +34,15 @@ PACE_GLANCE = 0.02
 
 
 class Encoder(Protocol):
-    """One growing video: frames in, bytes to its target."""
+    """One growing video: frames in, bytes to its target.
+
+    Attributes:
+        frames_muxed: frames that have left the encoder.
+        frames_safe: the first frames, those that a kill of the process leaves in the file.
+    """
+
+    frames_muxed: int
+    frames_safe: int
 
     def encode(self, frame: Tensor) -> None:
         """Encode one uint8 frame `(height, width, 3)`; OSError or GaveUp from the target."""
@@ -52,23 +61,39 @@ class Writer:
     Every ordered end goes through `close` (all frames) or `abort` (the frames encoded so far); both
     leave a file under its final name. What stopped the thread is raised by the next call.
 
+    Args:
+        encoder: of the video.
+        target: where its bytes go.
+        fps: frames a second.
+        frames_taken: that are in the file already.
+
     Attributes:
         place: the file as it is called at the end, or the pipe.
         frames_written: frames that have reached the file or the reader.
+        frames_kept: frames that are there once the video has ended; before, those that a kill of
+            the process would leave.
         kept: what there is of the video once it has ended, e.g. "1.5 s are kept in out.mp4".
         is_named: whether a file has got its final name.
         pace: when frames may leave, to be set before the first `write`; None is at once. With it
             `write` returns when its frames have left, so that nothing is made far ahead.
     """
 
-    def __init__(self, encoder: Encoder, target: PartFile | Pipe, fps: Fraction) -> None:
-        self._name = str(target.final) if isinstance(target, PartFile) else target.name
+    def __init__(
+        self,
+        encoder: Encoder,
+        target: PartFile | Pipe | PictureFolder,
+        fps: Fraction,
+        *,
+        frames_taken: int = 0,
+    ) -> None:
+        self._name = target.name if isinstance(target, Pipe) else str(target.final)
         self.place = self._name
         self.kept = ""
-        self.frames_written = 0
+        self.frames_written = frames_taken
         self.is_named = False
         self.pace: Pace | None = None
         self._frames_given = 0
+        self._frames_kept: int | None = None
         self._encoder = encoder
         self._target = target
         self._fps = fps
@@ -83,6 +108,11 @@ class Writer:
     def seconds_written(self) -> float:
         """Seconds of video handed to the file or the reader so far."""
         return float(self.frames_written / self._fps)
+
+    @property
+    def frames_kept(self) -> int:
+        """Frames that are there in the end; before it, those that are safe."""
+        return self._encoder.frames_safe if self._frames_kept is None else self._frames_kept
 
     def write(self, frames: Tensor) -> None:
         """Hand over frames, uint8 `(frames, height, width, 3)`; waits while the queue is full.
@@ -188,12 +218,16 @@ class Writer:
     def _let_go(self, failure: BaseException | None) -> None:
         """Give a file its name, or keep what is whole of it; close a pipe."""
         target, seconds = self._target, self.seconds_written
+        self._frames_kept = self.frames_written
         if isinstance(target, Pipe):
             target.close()
             self.kept = f"{seconds:.1f} s were written"
             return
         if failure is not None:
             seconds = self._encoder.salvage()
+            self._frames_kept = round(seconds * self._fps)
+        elif self._is_cancelled.is_set():
+            self._frames_kept = self._encoder.frames_muxed
         if seconds == 0:
             target.discard()
             self.kept = "nothing was kept"

@@ -17,17 +17,13 @@ from torch import Tensor
 
 from streamdit_model import timings
 from streamdit_model.flops import Cost, count_flops
+from streamdit_model.flow_matching import keyed_noise
 from streamdit_model.guidance import guided_velocity
+from streamdit_model.prompt_keys import PromptKeys, encode_now
 from streamdit_model.prompt_timeline import PromptEvent, PromptTimeline
 from streamdit_model.sampling import Velocity, Window
 from streamdit_model.stream import Stream
-from streamdit_model.stream_stages import (
-    Decoder,
-    Denoiser,
-    PromptKeys,
-    encode_now,
-    first_frame_of,
-)
+from streamdit_model.stream_stages import Decoder, Denoiser, LatentChunk, first_frame_of
 
 if TYPE_CHECKING:
     from streamdit_model.stream_state import StreamModel
@@ -184,6 +180,7 @@ def new_denoiser(subject: Subject, clock: StageClock | None = None) -> Denoiser:
         timeline,
         PromptKeys(model, encode_now),
         velocity=velocity if clock is None else _TimedVelocity(velocity, clock),
+        noise=keyed_noise([subject.seed], *model.config.frame_shape, device=model.device),
         seed=subject.seed,
         start=model.config.start,
         prompts_ahead=0,
@@ -230,7 +227,7 @@ def run_stages(subject: Subject, clock: StageClock, seconds: float, encode: Sink
     denoiser, decoder = new_denoiser(subject, own), Decoder(model, seed=subject.seed)
     chunks, deadline = 0, None
     while deadline is None or time.perf_counter() < deadline or chunks < FEWEST_CHUNKS:
-        chunk = denoiser.next()
+        chunk = _next(denoiser)
         if deadline is None:  # the start, and all that is done once
             deadline = time.perf_counter() + seconds
             decoder.next(chunk)
@@ -243,6 +240,13 @@ def run_stages(subject: Subject, clock: StageClock, seconds: float, encode: Sink
         chunks += 1
     clock.add(STAGES[1], own.milliseconds(STAGES[1]))
     return chunks
+
+
+def _next(denoiser: Denoiser) -> LatentChunk:
+    """Return the next chunk of a stream without an input, which has no end."""
+    chunk = denoiser.next()
+    assert chunk is not None
+    return chunk
 
 
 def _text_keys(model: StreamModel, prompt: str) -> object:
@@ -270,8 +274,8 @@ def count_chunk(subject: Subject) -> tuple[Cost, Cost]:
     denoiser, decoder = new_denoiser(subject), Decoder(subject.model, seed=subject.seed)
     made = []
     for _ in range(SKIPPED_CHUNKS):  # a context of past chunks begins with the second
-        decoder.next(denoiser.next())
-    network = count_flops(lambda: made.append(denoiser.next()))
+        decoder.next(_next(denoiser))
+    network = count_flops(lambda: made.append(_next(denoiser)))
     return network, count_flops(lambda: decoder.next(made[0]))
 
 

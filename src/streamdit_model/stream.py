@@ -292,7 +292,8 @@ class Stream:
         """Return all that is needed to go on after the chunk delivered last.
 
         Returns:
-            Tensors on the CPU by name, and a JSON-able record; see `resume` and `save_state`.
+            Tensors on the CPU by name, and a JSON-able record; see `resume` and `save_state`. Its
+            `about` is free for whatever the caller wants to find there again.
         """
         cut = self._cut
         tensors = {} if cut is None else dict(cut.tensors)
@@ -303,6 +304,7 @@ class Stream:
             "settings": dict(self._settings),
             "plan": dict(self.plan),
             "model": self._fingerprint,
+            "about": {},
             "chunks": self._chunks,
             "frames": self._frames,
             "buffer": None if cut is None else cut.record["buffer"],

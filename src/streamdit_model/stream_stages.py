@@ -116,7 +116,7 @@ class Denoiser:
         noise: Noise,
         seed: int,
         start: str | StartVideo,
-        entry: VideoEntry | None,
+        entry: VideoEntry | None = None,
         prompts_ahead: int,
         check: Callable[[], None],
     ) -> None:

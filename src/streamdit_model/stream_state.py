@@ -47,6 +47,7 @@ _RECORD_KEYS = {
     "settings",
     "plan",
     "model",
+    "about",
     "chunks",
     "frames",
     "buffer",
