@@ -40,6 +40,7 @@ from streamdit_model.prompt_timeline import PromptEvent
 from streamdit_model.sampling import Window, cycle, warm_up
 from streamdit_model.stream import Stream
 from streamdit_model.stream_stages import chunks_of, first_frame_of
+from streamdit_model.stream_state import StreamState, is_light
 from streamdit_model.wan import loading
 from streamdit_model.wan.model import WanModel
 from streamdit_model.wan.rolling import RollingVelocity
@@ -236,19 +237,52 @@ def test_guided_stream_resumes_exactly_with_its_history(guided: WanModel) -> Non
     assert torch.equal(torch.cat([begun, rest]), whole)
 
 
+def interrupted(
+    model: WanModel, num_chunks: int, *, full_states: bool
+) -> tuple[Tensor, StreamState]:
+    """Return the frames of some chunks of a stream, and its state after them."""
+    with Stream(
+        model, "a cat", seed=3, num_frames=129, synchronous=True, full_states=full_states
+    ) as stream:
+        return frames_of([next(stream) for _ in range(num_chunks)]), stream.state()
+
+
+@pytest.mark.parametrize(("num_chunks", "full_states"), [(2, False), (9, True)])
+def test_rolling_stream_resumes_exactly_from_what_its_context_was_made_of(
+    rolling: WanModel, num_chunks: int, full_states: bool
+) -> None:
+    """After two chunks none has left the context, and rebuilding gives what was there."""
+    begun, state = interrupted(rolling, num_chunks, full_states=full_states)
+    assert not is_light(state[1])
+    with Stream.resume(rolling, state, synchronous=True) as stream:
+        rest = frames_of(stream)
+    assert torch.equal(torch.cat([begun, rest]), made(rolling, 129))
+
+
 def test_rolling_stream_resumes_with_a_rebuilt_context_only_when_that_is_accepted(
     rolling: WanModel,
 ) -> None:
-    whole = made(rolling, 45)
-    with Stream(rolling, "a cat", seed=3, num_frames=45, synchronous=True) as stream:
-        begun = frames_of([next(stream), next(stream)])
-        state = stream.state()
+    begun, state = interrupted(rolling, 9, full_states=False)
+    assert is_light(state[1])
     with pytest.raises(ConfigError, match="rebuilt"):
         Stream.resume(rolling, state, synchronous=True)
     with Stream.resume(rolling, state, synchronous=True, exact=False) as stream:
         rest = frames_of(stream)
-    # No frame has left the context yet, so that rebuilding gives what was there.
-    assert torch.equal(torch.cat([begun, rest]), whole)
+    assert len(begun) + len(rest) == 129
+
+
+def test_full_state_knows_the_prompt_its_context_was_made_under(rolling: WanModel) -> None:
+    """A prompt that changes just after the state rebuilds the context, resumed or not."""
+    prompts = [PromptEvent("a cat"), PromptEvent("a dog", 108 / rolling.config.fps)]
+    how = {"seed": 3, "num_frames": 153, "synchronous": True}
+    with Stream(rolling, prompts, **how) as stream:
+        whole = frames_of(stream)
+    for num_chunks in (8, 9, 10):
+        with Stream(rolling, prompts, **how, full_states=True) as stream:
+            begun = frames_of([next(stream) for _ in range(num_chunks)])
+            state = stream.state()
+        with Stream.resume(rolling, state, synchronous=True) as stream:
+            assert torch.equal(torch.cat([begun, frames_of(stream)]), whole)
 
 
 # Files.

@@ -12,6 +12,7 @@ import typer
 
 from streamdit_cli.keep_options import (
     ContinueOption,
+    FullStateOption,
     NoMetadataOption,
     ResumeStateOption,
     SaveEveryOption,
@@ -98,6 +99,7 @@ def generate(
     no_metadata: NoMetadataOption = False,
     save_state: SaveStateOption = None,
     save_every: SaveEveryOption = None,
+    full_state: FullStateOption = False,
     resume_state: ResumeStateOption = None,
     go_on: ContinueOption = False,
     json_path: JsonOption = None,
@@ -182,7 +184,11 @@ def generate(
         lead=speaking.lead_of(output),
         is_live=speaking.is_live,
         keeping=Keeping(
-            save_state=save_state, save_every=save_every, segment=segment, metadata=not no_metadata
+            save_state=save_state,
+            save_every=save_every,
+            full_state=full_state,
+            segment=segment,
+            metadata=not no_metadata,
         ),
         resumption=resumption,
     )

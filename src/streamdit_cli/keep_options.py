@@ -12,6 +12,7 @@ from streamdit_cli.options import parse_seconds
 
 __all__ = [
     "ContinueOption",
+    "FullStateOption",
     "NoMetadataOption",
     "ResumeStateOption",
     "SaveEveryOption",
@@ -53,6 +54,15 @@ SaveEveryOption = Annotated[
         parser=parse_part,
         show_default=False,
         help="Save the state each so much video: for --continue, and into --save-state FILE.",
+        rich_help_panel=_KEEPING,
+    ),
+]
+
+FullStateOption = Annotated[
+    bool,
+    typer.Option(
+        "--full-state",
+        help="Rolling models: keep their whole context in states, gigabytes, for equal frames.",
         rich_help_panel=_KEEPING,
     ),
 ]

@@ -43,6 +43,7 @@ class Keeping:
     Args:
         save_state: the file of the state.
         save_every: seconds of video between two writes of it.
+        full_state: a rolling model's whole context is in it.
         segment: seconds of each file.
         metadata: whether a video says what it was made from.
         words: how the command line named the model and the size, to be found again in the state.
@@ -50,6 +51,7 @@ class Keeping:
 
     save_state: Path | None = None
     save_every: float | None = None
+    full_state: bool = False
     segment: float | None = None
     metadata: bool = True
     words: Mapping[str, Any] = field(default_factory=dict)

@@ -45,6 +45,7 @@ class Wishes:
     is_live: bool = False
     events: tuple[tuple[str, float], ...] | None = None  # prompts with their seconds, as they are
     first_frame: int = 0  # of the stream in this video
+    full_states: bool = False  # states hold the whole context of a rolling model
 
     @property
     def default_seconds(self) -> float:
@@ -181,6 +182,9 @@ def make_plan(wishes: Wishes, config: ModelConfig | WanModelConfig) -> Plan:
         raise UsageError(message, f"leave out {asks}")
     if wishes.negative_prompt is not None and scale == 1:
         raise UsageError("--negative-prompt has no effect at guidance scale 1")
+    if wishes.full_states and getattr(config, "context", None) is None:
+        message = f"--full-state has no effect on {config.name}: every state of it is exact"
+        raise UsageError(message, "leave out --full-state")
     num_frames = wishes.num_frames
     if num_frames is None:
         seconds = wishes.default_seconds if wishes.seconds is None else wishes.seconds

@@ -177,6 +177,7 @@ def open_stream(plan: Plan, model: Model | WanModel, *, chunks_ahead: int = 2) -
         guidance_scale=plan.wishes.guidance_scale,
         negative_prompt=plan.wishes.negative_prompt,
         chunks_ahead=chunks_ahead,
+        full_states=plan.wishes.full_states,
     )
 
 

@@ -136,9 +136,13 @@ class Resumption:
         )
 
     def open_stream(self, plan: Plan, model: Model | WanModel) -> Stream:
-        """Open the stream of the state; see `Stream.resume` for what is refused."""
+        """Open the stream of the state; see `Stream.resume` for what is refused.
+
+        Choice: a state whose context has to be rebuilt is gone on with, and said to be so.
+        """
         from streamdit_model.errors import ConfigError
         from streamdit_model.stream import Stream
+        from streamdit_model.stream_state import is_light
 
         state = self.kept.state
         if plan.wishes.events is None:
@@ -148,8 +152,20 @@ class Resumption:
                     limit = model.text_limit
                     console.warn(f"{plan.config.name} reads only {limit} of the prompt {prompt!r}")
         length = None if plan.num_frames is None else self.first_frame + plan.num_frames
+        light = is_light(state[1])
+        if light:
+            console.warn(
+                f"the context of {plan.config.name} is rebuilt from its clean frames: the video "
+                "goes on, with other bits than without the pause (--full-state keeps them)"
+            )
         try:
-            return Stream.resume(model, state, num_frames=length)
+            return Stream.resume(
+                model,
+                state,
+                num_frames=length,
+                exact=not light,
+                full_states=plan.wishes.full_states,
+            )
         except ConfigError as error:
             hint = "go on on the same kind of machine, with the same torch, without other options"
             raise ConfigError(str(error), hint) from error

@@ -101,6 +101,7 @@ def make_video(
         keeping, codec = resumption.keeping(target.keeping, target.codec)
         target = replace(target, keeping=keeping, codec=codec)
         open_stream = resumption.open_stream
+    wishes = replace(wishes, full_states=target.keeping.full_state)
     check_wishes(wishes)
     if not target.name:
         target = replace(target, name=free_name(wishes.prompts[0] if wishes.prompts else ""))
@@ -124,12 +125,15 @@ def make_video(
 
 
 def _check_target(target: Target, speaking: Speaking) -> None:
-    """Refuse segments of a stream that somebody speaks to or watches.
+    """Refuse segments of a stream that somebody speaks to or watches, and states nobody keeps.
 
     Raises:
         UsageError: such a wish.
     """
-    if target.keeping.segment is not None and (speaking.is_live or target.lead is not None):
+    keeping = target.keeping
+    if keeping.full_state and keeping.save_state is None and keeping.save_every is None:
+        raise UsageError("--full-state has no effect without a state", "--save-state FILE")
+    if keeping.segment is not None and (speaking.is_live or target.lead is not None):
         raise UsageError(
             "--segment does not go with --interactive, --prompts-from or --realtime",
             "write one file, or cut it with ffmpeg",

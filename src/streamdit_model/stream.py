@@ -72,6 +72,8 @@ class Stream:
         negative_prompt: the null text of guidance; None is the empty prompt.
         synchronous: do everything in the reader's thread.
         chunks_ahead: chunks made, or in the making, that the reader has not taken yet, at least 1.
+        full_states: `state` holds the whole context of a rolling model, gigabytes at full size and
+            copied for every chunk, so that `resume` is exact.
 
     Raises:
         ConfigError: a value out of range, guidance for a distilled model, a prompt that is not
@@ -96,6 +98,7 @@ class Stream:
         negative_prompt: str | None = None,
         synchronous: bool = False,
         chunks_ahead: int = 2,
+        full_states: bool = False,
     ) -> None:
         if prompts is None or isinstance(prompts, str):
             prompts = () if prompts is None else (PromptEvent(prompts),)
@@ -116,6 +119,7 @@ class Stream:
             "guidance_scale": guidance_scale,
             "negative_prompt": negative_prompt,
         }
+        self._full_states = full_states
         self._opening = None if first_video is None else start_frames(model, first_video)
         timeline = PromptTimeline(prompts, **chunk_times(model, self._follows_video))
         self._open(model, timeline, None, source, synchronous, chunks_ahead)
@@ -131,6 +135,7 @@ class Stream:
         synchronous: bool = False,
         chunks_ahead: int = 2,
         exact: bool = True,
+        full_states: bool = False,
     ) -> Stream:
         """Return the stream that goes on from a state, with the same frames as if never stopped.
 
@@ -140,7 +145,7 @@ class Stream:
             num_frames: length of the whole stream from its start; None is endless.
             source: the video that is edited, from its frame `stream_state.frames_read(state)` on.
             synchronous: as in the class.
-            chunks_ahead: as in the class.
+            chunks_ahead, full_states: as in the class.
             exact: refuse another plan; False goes on with a logged warning.
 
         Raises:
@@ -159,6 +164,7 @@ class Stream:
         stream = cls.__new__(cls)
         stream._settings = settings
         stream._opening = state[0].get("opening")
+        stream._full_states = full_states
         times = chunk_times(model, stream._follows_video)
         timeline = PromptTimeline.from_record(record["timeline"], **times)
         stream._open(model, timeline, state, source, synchronous, chunks_ahead)
@@ -211,6 +217,7 @@ class Stream:
             entry=self._entry,
             prompts_ahead=run.prompts_ahead,
             check=run.check,
+            full_states=self._full_states,
         )
         memory = None if opening is None else opening.decoder_state
         if state is not None and state[1]["chunks"]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from streamdit_model.known_frames import StartVideo, VideoEntry
 from streamdit_model.partition import Partition
 from streamdit_model.prompt_keys import PromptKeys
 from streamdit_model.prompt_timeline import FramePrompts, PromptTimeline, Receipt
+from streamdit_model.remembering import Forgets, KeepsContext, Remembers
 from streamdit_model.sampling import Velocity, Window, cycle, warm_up
 from streamdit_model.transformer import FrameText
 from streamdit_model.video_chunk import VideoChunk, chunks_of, first_frame_of
@@ -68,28 +69,6 @@ class LatentChunk:
     cut: Cut
 
 
-@runtime_checkable
-class Remembers(Protocol):
-    """A velocity with a context, or a stepper with a history."""
-
-    def state(self) -> Mapping[str, Any]:
-        """Return what is needed to go on: tensors, and what JSON can hold."""
-        ...
-
-    def load(self, state: Mapping[str, Any]) -> None:
-        """Go on from there."""
-        ...
-
-
-@runtime_checkable
-class Forgets(Protocol):
-    """A stepper with a history, to be told which latents were replaced."""
-
-    def forget(self, frames: range) -> None:
-        """Drop the history of latent frames, in absolute numbers."""
-        ...
-
-
 class Denoiser:
     """Prompts and keyed noise in, clean latents out, one chunk a call.
 
@@ -104,6 +83,7 @@ class Denoiser:
         entry: a video to be edited, which ends the stream.
         prompts_ahead: scripted prompts asked for before their time.
         check: called before every micro step; what it raises ends the work.
+        full_states: cuts hold the keys and values of a context too.
     """
 
     def __init__(
@@ -119,8 +99,10 @@ class Denoiser:
         entry: VideoEntry | None = None,
         prompts_ahead: int,
         check: Callable[[], None],
+        full_states: bool = False,
     ) -> None:
         self._model, self._config = model, model.config
+        self._full_states = full_states
         self._timeline, self._keys, self._velocity = timeline, keys, velocity
         self._seed, self._start, self._check = seed, start, check
         self._entry = entry
@@ -283,7 +265,10 @@ class Denoiser:
         tensors = {"buffer.latents": latents}
         memories: dict[str, dict[str, Any]] = {}
         for owner_name, owner in self._remembering().items():
-            memory = owner.state()
+            if self._full_states and isinstance(owner, KeepsContext):
+                memory = owner.state(full=True)
+            else:
+                memory = owner.state()
             memories[owner_name] = {k: v for k, v in memory.items() if not isinstance(v, Tensor)}
             for name, value in memory.items():
                 if isinstance(value, Tensor):

@@ -106,11 +106,11 @@ def require_same_origin(model: StreamModel, record: dict[str, Any], *, exact: bo
             f"the state was made with another model than {model.config.name}",
             hint="give the model that the stream was started with",
         )
-    if exact and "context" in (record["memories"] or {}):
+    if exact and is_light(record):
         raise ConfigError(
             f"the context of {model.config.name} is rebuilt from its clean frames, so that frames "
             "would differ",
-            hint="give up equal frames with exact=False",
+            hint="give up equal frames with exact=False, or save states with full_states=True",
         )
     now = stream_plan(model, start=record["plan"]["start"], stepper=model.config.stepper)
     changes = ", ".join(
@@ -125,6 +125,16 @@ def require_same_origin(model: StreamModel, record: dict[str, Any], *, exact: bo
         )
     if changes:
         _log.warning("frames after this point are not bit-exact: %s", changes)
+
+
+def is_light(record: dict[str, Any]) -> bool:
+    """Whether a context has to be rebuilt from a state in another way than it was built.
+
+    Args:
+        record: of a state.
+    """
+    context = (record["memories"] or {}).get("context")
+    return bool(context) and not context.get("is_exact", False)
 
 
 def save_state(path: Path | str, state: StreamState) -> None:

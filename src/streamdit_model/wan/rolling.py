@@ -70,6 +70,7 @@ class RollingVelocity:
         self._text: FrameText | None = None  # and the prompt of it that the context reads
         self._next_frame: int | None = None
         self._stale = False  # the keys and values are not those of the chunks
+        self._passed_under: tuple[Tensor, Tensor] | None = None  # of a state that was loaded
 
     def __call__(self, window: Window) -> Tensor:
         """Return the velocity of a window, float32, shape of its latents.
@@ -123,9 +124,10 @@ class RollingVelocity:
         """Return what `load` needs to go on, at the end of a cycle.
 
         Args:
-            full: with the keys and values held, so that the stream goes on exactly; at full size
-                these are gigabytes. Without, they are rebuilt from the clean frames, which gives
-                others as soon as a frame has left the context or the prompt has changed.
+            full: with the keys and values held and what they were computed under, so that the
+                stream goes on exactly; at full size these are gigabytes. Without, they are rebuilt
+                from the clean frames, which gives others as soon as a frame has left the context;
+                `is_exact` says whether one has.
         """
         chunks = self._chunks + self._pending
         if self._next_frame is None or not chunks:
@@ -134,9 +136,18 @@ class RollingVelocity:
             "context": torch.cat(chunks, dim=2),
             "next_frame": self._next_frame,
         }
-        if full and self._ring is not None and self._chunks and not self._stale:
+        state["is_exact"] = self._has_all() or (full and not self._stale)
+        if full and not self._stale and self._ring is not None and self._chunks:
+            assert self._text is not None
             state |= {"keys_values": self._ring.dump(), "num_pending": len(self._pending)}
+            state["text_key"], state["text_value"] = _rows(self._text)
         return state
+
+    def _has_all(self) -> bool:
+        """Whether all that the keys and values were computed from is held, to be passed again."""
+        chunks = self._chunks + self._pending
+        passed = 0 if self._ring is None else self._ring.num_chunks
+        return passed == len(self._chunks) and len(self._trim(chunks)) == len(chunks)
 
     def load(self, state: Mapping[str, Tensor | int]) -> None:
         """Take over what `state` returned.
@@ -159,7 +170,10 @@ class RollingVelocity:
         chunks = list(latents.to(device).split(self.sizes.chunk, dim=2))
         keys_values, num_pending = state.get("keys_values"), int(state.get("num_pending", 0))
         self._next_frame = int(next_frame)
+        rows = state.get("text_key"), state.get("text_value")
         if isinstance(keys_values, Tensor):
+            if isinstance(rows[0], Tensor) and isinstance(rows[1], Tensor):
+                self._passed_under = rows[0].to(device), rows[1].to(device)
             self._ring = self._new_ring(chunks[0])
             self._ring.restore(keys_values)
             passed = len(chunks) - num_pending
@@ -178,6 +192,9 @@ class RollingVelocity:
             leading = _leading_prompt(text)
             if self._text is not None and not _same_prompt(self._text, leading):
                 self._stale = True
+            if self._passed_under is not None:
+                self._stale = not _equal_rows(self._passed_under, _rows(leading))
+                self._passed_under = None
             self._seen, self._text = text, leading
         if self._stale:
             self._pending = self._trim(self._chunks + self._pending)
@@ -234,9 +251,14 @@ def _same_prompt(one: FrameText, other: FrameText) -> bool:
     """
     if one.keys is other.keys and torch.equal(one.first, other.first):
         return True
-    rows = []
-    for text in (one, other):
-        keys, index = text.keys, text.first.to(text.keys.keys[0].device)
-        rows.append((keys.keys[0].index_select(0, index), keys.values[0].index_select(0, index)))
-    (key, value), (other_key, other_value) = rows
-    return torch.equal(key, other_key) and torch.equal(value, other_value)
+    return _equal_rows(_rows(one), _rows(other))
+
+
+def _rows(text: FrameText) -> tuple[Tensor, Tensor]:
+    """Return the keys and values of the first block that tell the prompts of a text apart."""
+    keys, index = text.keys, text.first.to(text.keys.keys[0].device)
+    return keys.keys[0].index_select(0, index), keys.values[0].index_select(0, index)
+
+
+def _equal_rows(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> bool:
+    return all(torch.equal(*pair) for pair in zip(one, other, strict=True))
