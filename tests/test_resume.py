@@ -34,7 +34,7 @@ from streamdit_cli.app import main
 from streamdit_model.autoencoder import Autoencoder
 from streamdit_model.checkpoint import newest_checkpoint
 from streamdit_model.errors import ConfigError, NumericsError, WeightsError
-from streamdit_model.runs import RunOptions, run_distillation, run_training
+from streamdit_model.runs import RunOptions, _card, run_distillation, run_training
 from streamdit_model.trainer import LoopConfig, Stage, Trainer
 from streamdit_model.weights import load, load_states
 
@@ -158,6 +158,21 @@ def test_distillation_stopped_on_its_way_goes_on_bit_for_bit(
     assert stops == 4
     assert_same_run(run, distilled)
     assert any("pool" in name for name in checkpoint_of(run)[0]["task"])
+
+
+def test_model_card_has_the_head_that_the_hub_reads(trained: Path, distilled: Path) -> None:
+    for run in (trained, distilled):
+        _, head, text = (run / "model" / "README.md").read_text().split("---\n", 2)
+        said = dict(line.split(": ", 1) for line in head.splitlines())
+        assert said == {
+            "license": "apache-2.0",
+            "library_name": "streamdit",
+            "pipeline_tag": "text-to-video",
+        }
+        assert text.startswith("# ")
+    assert "base_model: owner/teacher\n" in _card(
+        load_states(distilled / "model")[0], 3, "distilled", "owner/teacher"
+    )
 
 
 def test_losses_of_a_run_are_not_all_alike(trained: Path, distilled: Path) -> None:

@@ -75,4 +75,5 @@ def distill(
             init_from=init_from,
             device=device,
             threads=threads,
+            teacher=teacher,
         )

@@ -42,13 +42,14 @@ def run_until_signal(
     init_from: str | None,
     device: str | None,
     threads: int | None,
+    teacher: str | None = None,
 ) -> None:
     """Do the work of a run; a signal asks it to save a checkpoint and leave.
 
     Args:
         work: gets the options, returns False when it was stopped.
         run: the folder.
-        resume, init_from, device, threads: as on the command line.
+        resume, init_from, device, threads, teacher: as on the command line.
 
     Raises:
         Stopped: a signal came, and a checkpoint was saved.
@@ -57,7 +58,7 @@ def run_until_signal(
     import torch
 
     from streamdit_cli import console
-    from streamdit_cli.presets import find_model
+    from streamdit_cli.presets import find_model, find_repository
     from streamdit_cli.signals import Signals
     from streamdit_model.runs import RunOptions
 
@@ -65,12 +66,14 @@ def run_until_signal(
         torch.set_num_threads(threads)
     with Signals() as signals:
         asked: list[bool] = []
+        base = teacher or init_from
         options = RunOptions(
             device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
             resume=resume,
             init_from=None if init_from is None else find_model(init_from)[0],
             report=console.status,
             should_stop=lambda: bool(asked),
+            base_model=base if base and find_repository(base) is not None else "",
         )
         signals.be_patient(lambda: asked.append(True))
         try:

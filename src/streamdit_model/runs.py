@@ -50,6 +50,7 @@ class RunOptions:
         init_from: a model folder whose weights the run begins with; its autoencoder is kept.
         report: called with one line at each turn of the run.
         should_stop: asked before each step; True saves a checkpoint and ends the run.
+        base_model: the Hub repository that the weights come from, for the model card.
     """
 
     device: str = "cpu"
@@ -57,6 +58,7 @@ class RunOptions:
     init_from: Path | None = None
     report: Callable[[str], None] = lambda line: None
     should_stop: Callable[[], bool] = lambda: False
+    base_model: str = ""
 
 
 def run_training(recipe: TrainingRecipe, folder: Path, options: RunOptions) -> bool:
@@ -82,7 +84,8 @@ def run_training(recipe: TrainingRecipe, folder: Path, options: RunOptions) -> b
 
     def export(averages: States, step: int) -> None:
         parts = (averages["transformer"], autoencoder.state_dict(), averages["text"])
-        card = _card(recipe.model, step, "trained with mixed partitions")
+        how = "trained with mixed partitions"
+        card = _card(recipe.model, step, how, options.base_model)
         save(folder / "model", recipe.model, *parts, card=card)
 
     return _train(task, recipe.stages, recipe.loop, folder, export, options)
@@ -159,7 +162,7 @@ def run_distillation(
 
     def export(averages: States, step: int) -> None:
         parts = (averages["transformer"], states["autoencoder"], states["text"])
-        card = _card(student, step, f"distilled from {config.name}")
+        card = _card(student, step, f"distilled from {config.name}", options.base_model)
         save(folder / "model", student, *parts, card=card)
 
     stages = (replace(recipe.stage, name="distill"),)
@@ -354,10 +357,13 @@ def _take_weights(module: nn.Module, states: States, part: str) -> None:
     module.load_state_dict(states[part])
 
 
-def _card(config: ModelConfig, step: int, how: str) -> str:
-    """Return the model card."""
+def _card(config: ModelConfig, step: int, how: str, base_model: str) -> str:
+    """Return the model card, with the head that the Hub reads."""
     partition = config.partition
+    base = f"base_model: {base_model}\n" if base_model else ""
     return (
+        "---\nlicense: apache-2.0\nlibrary_name: streamdit\npipeline_tag: text-to-video\n"
+        f"{base}---\n"
         f"# {config.name}\n\n"
         f"A StreamDiT (arXiv 2507.03745) of the shapes world, {how}, {step} steps.\n"
         f"{config.width}x{config.height} at {config.fps:g} fps; N={partition.num_chunks}, "
