@@ -134,6 +134,16 @@ def test_each_prompt_is_made_with_each_seed_but_a_line_keeps_its_own(
     assert len(set(found.values())) == 4
 
 
+@pytest.mark.parametrize(("lines", "is_said"), [("a --d 9\n", True), ("a --d 9\nb\n", False)])
+def test_seeds_that_no_line_takes_are_told(
+    launcher: Launcher, tiny_model: Path, folder: Path, lines: str, is_said: bool
+) -> None:
+    (folder / "p.txt").write_text(lines)
+    ended = batch(launcher, tiny_model, folder, "--seeds", "1-3", "--dry-run")
+    assert ended.code == 0
+    assert ("--seeds has no effect" in ended.stderr) == is_said
+
+
 def test_dry_run_shows_the_list_and_makes_nothing(
     launcher: Launcher, tiny_model: Path, folder: Path
 ) -> None:

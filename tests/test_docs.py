@@ -21,7 +21,9 @@ import typer
 
 from streamdit_cli import app as app_module
 from streamdit_cli.app import COMMANDS, ExitCode, load_command
+from streamdit_cli.batch_file import read_batch_file
 from streamdit_cli.presets import find_preset, preset_names, read_toml
+from streamdit_cli.script import read_script
 from streamdit_model.model_config import ModelConfig
 
 ROOT = Path(__file__).parents[1]
@@ -126,6 +128,37 @@ def test_blocks_of_the_python_page_run_from_top_to_bottom(tmp_path: Path) -> Non
     assert done.returncode == 0, done.stderr
     assert "guidance is baked in" in done.stdout
     assert (tmp_path / "ring.mp4").stat().st_size > 1000
+
+
+def block_on(page: str, language: str, folder: Path) -> str:
+    """Write the one block of a language on a page to a file; return its name."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    (block,) = re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    path = folder / f"example.{'txt' if language == 'text' else language}"
+    path.write_text(block, encoding="utf-8")
+    return str(path)
+
+
+def test_example_scripts_on_the_page_of_generate_are_scripts(tmp_path: Path) -> None:
+    script = read_script(block_on("generate.md", "toml", tmp_path))
+    stages = [(stage.at, stage.transition, stage.transition_seconds) for stage in script.stages]
+    assert stages == [(0.0, None, None), (4.0, "blend", 1.0), (8.0, None, None)]
+    script = read_script(block_on("generate.md", "jsonl", tmp_path))
+    assert [(stage.at, stage.transition) for stage in script.stages] == [
+        (0.0, None),
+        (4.0, "chunks"),
+    ]
+
+
+def test_example_prompt_files_on_the_page_of_batch_are_prompt_files(tmp_path: Path) -> None:
+    lines = read_batch_file(block_on("batch.md", "text", tmp_path))
+    assert [line.settings for line in lines] == [{}, {"seed": 5}, {"seed": 7, "num_frames": 48}]
+    single, pair = read_batch_file(block_on("batch.md", "jsonl", tmp_path))
+    assert single.settings == {"seed": 1, "seconds": 4.0}
+    assert len(pair.prompts) == 2
+    assert pair.settings == {"seconds": 8.0, "output": "switch.mp4"}
+    lines = read_batch_file(block_on("batch.md", "csv", tmp_path))
+    assert [line.settings for line in lines] == [{"seed": 1, "seconds": 4.0}, {"seed": 2}]
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -201,6 +201,8 @@ def batch(
     )
     check_wishes(common)
     lines = read_batch_file(prompts)
+    if seeds is not None and all("seed" in line.settings for line in lines):
+        console.warn("--seeds has no effect: every line says its own seed")
     source = find_source(
         model,
         decoder=decoder,
