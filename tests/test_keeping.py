@@ -370,3 +370,8 @@ def test_video_without_metadata_names_neither_prompt_nor_seed(
     for path in tmp_path.iterdir():
         assert not re.search(rb"a star|seed|streamdit", path.read_bytes()), path
         assert probe(path).record == {}
+
+
+def test_files_of_a_segmented_stream_share_one_name_for_what_lies_beside_them() -> None:
+    assert unnumbered("part-%04d.mp4") == "part.mp4"
+    assert unnumbered("live/%d.mkv") == str(Path("live/segments.mkv"))

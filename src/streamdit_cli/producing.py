@@ -25,7 +25,7 @@ from streamdit_cli.plan import Plan, Wishes, make_plan
 from streamdit_cli.receipts import PromptLog
 from streamdit_cli.records import Records
 from streamdit_cli.resuming import Resumption, clear
-from streamdit_cli.segments import Segments, SegmentWriter, check_segments
+from streamdit_cli.segments import Segments, SegmentWriter, check_segments, unnumbered
 from streamdit_cli.watching import Watchers, open_watchers
 from streamdit_cli.writer import Writer
 
@@ -128,7 +128,8 @@ class Target:
         """Open what keeps the prompts of a live video; None without a file to lie beside."""
         if not self.is_live or self.name == "-" or is_direct(Path(self.name)):
             return None
-        return PromptLog(self.name, overwrite=self.overwrite)
+        name = self.name if self.keeping.segment is None else unnumbered(self.name)
+        return PromptLog(name, overwrite=self.overwrite)
 
     def open_watchers(
         self, records: Records | None = None, prompt_log: PromptLog | None = None

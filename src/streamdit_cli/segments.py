@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from streamdit_cli.output import Output
     from streamdit_cli.writer import Writer
 
-__all__ = ["SegmentWriter", "Segments", "check_segments"]
+__all__ = ["SegmentWriter", "Segments", "check_segments", "unnumbered"]
 
 
 def check_segments(pattern: str, *, overwrite: bool) -> Path:
@@ -43,6 +43,13 @@ def check_segments(pattern: str, *, overwrite: bool) -> Path:
         if name.fullmatch(path.name):
             raise OutputError(f"{path} exists", "another name with -o, or replace it with -y")
     return first
+
+
+def unnumbered(pattern: str) -> str:
+    """Return what all files of a pattern are called together: `part.mp4` of `part-%04d.mp4`."""
+    path = Path(pattern)
+    name = re.sub(r"[-_.]?%0?\d?d", "", path.stem) or "segments"
+    return str(path.with_name(f"{name}{path.suffix}"))
 
 
 class Segments:

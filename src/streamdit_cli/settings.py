@@ -92,7 +92,7 @@ def make_video(
     from streamdit_cli.producing import plan_only, produce
     from streamdit_cli.signals import Signals
 
-    _check_target(target, speaking)
+    _check_target(target)
     wishes, words = _wishes(settings, speaking), settings.model_words
     loading = {name: getattr(settings, name) for name in ("device", "dtype", "threads")}
     if (resumption := target.resumption) is not None:
@@ -124,8 +124,8 @@ def make_video(
         produce(wishes, source, target, loading, signals, begin=begin)
 
 
-def _check_target(target: Target, speaking: Speaking) -> None:
-    """Refuse segments of a stream that somebody speaks to or watches, and states nobody keeps.
+def _check_target(target: Target) -> None:
+    """Refuse segments that are paced for a viewer, and states that nobody keeps.
 
     Raises:
         UsageError: such a wish.
@@ -133,11 +133,8 @@ def _check_target(target: Target, speaking: Speaking) -> None:
     keeping = target.keeping
     if keeping.full_state and keeping.save_state is None and keeping.save_every is None:
         raise UsageError("--full-state has no effect without a state", "--save-state FILE")
-    if keeping.segment is not None and (speaking.is_live or target.lead is not None):
-        raise UsageError(
-            "--segment does not go with --interactive, --prompts-from or --realtime",
-            "write one file, or cut it with ffmpeg",
-        )
+    if keeping.segment is not None and target.lead is not None:
+        raise UsageError("--segment does not go with --realtime", "leave out one of them")
 
 
 def _wishes(settings: Settings, speaking: Speaking) -> Wishes:
