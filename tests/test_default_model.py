@@ -46,6 +46,7 @@ def with_gpu(monkeypatch: pytest.MonkeyPatch, free: int) -> None:
     """Let torch say that there is a GPU with so many bytes free."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 2 * free))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
 
 
 def test_real_video_is_the_default_where_it_is_pulled_and_fits(

@@ -31,7 +31,10 @@ IMPORTERS = {
     "rich": {"streamdit_cli/console.py"},
     "tomli": {"streamdit_cli/presets.py"},
     "huggingface_hub": {"streamdit_cli/hub.py"},
-    "numpy": {"streamdit_model/flow_matching.py"},
+    "numpy": {
+        "streamdit_model/flow_matching.py",
+        "streamdit_cli/picture_fit.py",  # frames are arrays until they have the model's size
+    },
     "transformers": {"streamdit_model/wan/text.py"},
 }
 NEVER_IMPORTED = {"click", "pickle", "dill", "joblib", "shelve", "marshal", "argparse", "tomllib"}
