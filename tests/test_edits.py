@@ -57,7 +57,7 @@ def test_score_tells_an_edit_from_the_input_and_from_another_video() -> None:
 
 def test_curve_of_the_embedded_model_changes_more_where_strength_is_higher() -> None:
     clips = evaluation_clips(2, seed=7)
-    low, high = strength_curve(load(SHAPES), clips, strengths=(0.125, 1.0), seconds=2.0)
+    low, high = strength_curve(load(SHAPES), clips, strengths=(0.125, 1.0), seconds=4.0)
     assert (low["strength"], high["strength"], low["clips"]) == (0.125, 1.0, 2)
     assert low["unchanged"]["right"] == 2  # type: ignore[index]
     assert high["unchanged"]["right"] == 0  # type: ignore[index]

@@ -28,7 +28,7 @@ CASES = {
     "batch": [["batch", "p.txt", "-m", NAME, "-o", "out", "--json", "b.jsonl"]],
     "train": [["train", "--config", str(TRAIN), "-o", "run", "--dry-run"]],
     "distill": [["distill", "--config", str(DISTILL), "--teacher", "none", "-o", "student"]],
-    "evaluate": [["evaluate", "-m", NAME, "--prompts", "1", "--seconds", "2"]],
+    "evaluate": [["evaluate", "-m", NAME, "--prompts", "1", "--seconds", "4"]],
     "bench": [["bench", "-m", NAME, "--seconds", "0.1"]],
     "info": [["info", NAME]],
     "models": [["models", "list"], ["models", "pull", NAME, "-v"]],
