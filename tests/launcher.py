@@ -34,7 +34,7 @@ SITES = {
     "load": ("streamdit_model.weights", "load"),
     "velocity": ("streamdit_model.weights", "Model.velocity"),
     "decode": ("streamdit_model.autoencoder", "Autoencoder.decode_step"),
-    "encode": ("streamdit_cli.video", "VideoEncoder.encode"),
+    "encode": ("streamdit_cli.video_encoder", "VideoEncoder.encode"),
     "file write": ("streamdit_cli.part", "PartFile.write"),
     "pipe write": ("streamdit_cli.pipe", "Pipe.write"),
     "rename": ("streamdit_cli.part", "_rename_new"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -39,15 +40,26 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def whole(
-    launcher: Launcher, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, str]:
-    """The frames of a batch that nothing disturbed: file name -> md5."""
+def made(launcher: Launcher, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of a batch that nothing disturbed; to load the model again would kill it."""
     folder = tmp_path_factory.mktemp("whole")
     (folder / "p.txt").write_text(PROMPTS)
-    ended = batch(launcher, tiny_model, folder)
+    ended = batch(launcher, tiny_model, folder, faults=[Fault("load", "SIGKILL", number=2)])
     assert ended.code == 0, ended.stderr
-    return frames(folder / "out")
+    return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def whole(made: Path) -> dict[str, str]:
+    """Its frames: file name -> md5."""
+    return frames(made)
+
+
+@pytest.fixture
+def finished(made: Path, folder: Path) -> Path:
+    """A folder with the file of prompts and a copy of that output."""
+    shutil.copytree(made, folder / "out")
+    return folder
 
 
 def words(model: Path, *more: str) -> list[str]:
@@ -113,14 +125,13 @@ def test_video_is_the_one_that_generate_makes(
 
 
 def test_model_is_loaded_once_and_not_at_all_where_all_is_there(
-    launcher: Launcher, tiny_model: Path, folder: Path
+    launcher: Launcher, tiny_model: Path, finished: Path
 ) -> None:
-    second_load = [Fault("load", "SIGKILL", number=2)]
-    assert batch(launcher, tiny_model, folder, faults=second_load).code == 0
-    before = stamps(folder)
-    again = batch(launcher, tiny_model, folder, faults=[Fault("load", "SIGKILL")])
+    before = stamps(finished)
+    assert list(before) == NAMES
+    again = batch(launcher, tiny_model, finished, faults=[Fault("load", "SIGKILL")])
     assert again.code == 0 and "4 of 4 videos are there" in again.stderr
-    assert stamps(folder) == before
+    assert stamps(finished) == before
 
 
 def test_each_prompt_is_made_with_each_seed_but_a_line_keeps_its_own(
@@ -159,10 +170,9 @@ def test_dry_run_shows_the_list_and_makes_nothing(
 
 
 def test_only_what_changed_is_made_again(
-    launcher: Launcher, tiny_model: Path, folder: Path, whole: dict[str, str]
+    launcher: Launcher, tiny_model: Path, finished: Path
 ) -> None:
-    assert batch(launcher, tiny_model, folder).code == 0
-    before = stamps(folder)
+    folder, before = finished, stamps(finished)
     (folder / "p.txt").write_text("new --f 3\n" + PROMPTS.replace("green", "grey"))
     ended = batch(launcher, tiny_model, folder)
     assert ended.code == 0, ended.stderr
@@ -192,9 +202,9 @@ def test_other_settings_never_replace_a_video_unasked(
 
 
 def test_removed_and_changed_files_are_noticed(
-    launcher: Launcher, tiny_model: Path, folder: Path, whole: dict[str, str]
+    launcher: Launcher, tiny_model: Path, finished: Path, whole: dict[str, str]
 ) -> None:
-    assert batch(launcher, tiny_model, folder).code == 0
+    folder = finished
     (folder / "out" / NAMES[1]).unlink()
     assert batch(launcher, tiny_model, folder).code == 0
     assert frames(folder / "out") == whole
@@ -205,13 +215,12 @@ def test_removed_and_changed_files_are_noticed(
 
 
 def test_no_skip_makes_everything_again(
-    launcher: Launcher, tiny_model: Path, folder: Path, whole: dict[str, str]
+    launcher: Launcher, tiny_model: Path, finished: Path, whole: dict[str, str]
 ) -> None:
-    assert batch(launcher, tiny_model, folder).code == 0
-    before = stamps(folder)
-    assert batch(launcher, tiny_model, folder, "--no-skip").code == 0
-    assert all(stamp > before[name] for name, stamp in stamps(folder).items())
-    assert frames(folder / "out") == whole
+    before = stamps(finished)
+    assert batch(launcher, tiny_model, finished, "--no-skip").code == 0
+    assert all(stamp > before[name] for name, stamp in stamps(finished).items())
+    assert frames(finished / "out") == whole
 
 
 def test_the_same_line_twice_is_two_videos_and_both_are_skipped(

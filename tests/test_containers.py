@@ -14,7 +14,8 @@ from conftest import TINY_CHUNK, TINY_FPS
 from streamdit_cli.errors import InputError, OutputError, UsageError
 from streamdit_cli.output import check_output, open_writer
 from streamdit_cli.pictures import numbered
-from streamdit_cli.video import check_encoder, probe, read_video
+from streamdit_cli.video import probe, read_video
+from streamdit_cli.video_encoder import check_encoder
 
 
 def moving(num_frames: int) -> torch.Tensor:

@@ -26,13 +26,14 @@ from hypothesis import strategies as st
 from launcher import Case, Ended, Fault, Launcher, until
 
 from streamdit_cli.errors import InputError, OutputError
-from streamdit_cli.output import CONTAINERS, free_name, open_writer
+from streamdit_cli.output import GROWING, free_name, open_writer
 from streamdit_cli.part import PartFile, part_path
 from streamdit_cli.video import md5_of, probe, read_video
 
 # Row 1: at most one second and one chunk of what was reported is lost by a kill.
 LOST_FRAMES = TINY_FPS + TINY_CHUNK
 SIGNALS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
+H264 = (".mp4", ".mov", ".mkv")
 # Red, green, blue, their complements, white, black and two greys.
 PATCHES = torch.tensor(
     [
@@ -152,7 +153,7 @@ def test_unfinished_mp4_is_fragmented_and_plays(tmp_path: Path) -> None:
         writer.abort()
 
 
-@pytest.mark.parametrize("suffix", CONTAINERS)
+@pytest.mark.parametrize("suffix", H264)
 def test_colours_are_bt709_and_the_tags_say_so(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"a{suffix}"
     write(path, patches())
@@ -200,7 +201,7 @@ def test_ffv1_is_lossless(tmp_path: Path) -> None:
 
 def test_record_of_a_video_is_read_back(tmp_path: Path) -> None:
     record = {"prompt": 'a "red" [star] \u2605 ' + "x" * 200, "seed": "7"}
-    for suffix in CONTAINERS:
+    for suffix in GROWING:
         write(tmp_path / f"a{suffix}", moving(8), metadata=record)
         info = probe(tmp_path / f"a{suffix}")
         assert info.record == record
@@ -511,7 +512,7 @@ def check_file_limit(
     assert (folder / "other.mp4").read_bytes() == b"another file"
 
 
-@pytest.mark.parametrize("suffix", CONTAINERS)
+@pytest.mark.parametrize("suffix", GROWING)
 @pytest.mark.parametrize("limit", [1, 1224, 12000])  # 1224 is inside the metadata of a mov
 def test_full_disk_keeps_what_is_whole(
     suffix: str, limit: int, launcher: Launcher, tiny_model: Path, tmp_path: Path
@@ -520,7 +521,7 @@ def test_full_disk_keeps_what_is_whole(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("suffix", CONTAINERS)
+@pytest.mark.parametrize("suffix", GROWING)
 @pytest.mark.parametrize("limit", [int(700 * 1.15**n) for n in range(30)])
 def test_full_disk_keeps_what_is_whole_at_30_sizes(
     suffix: str, limit: int, launcher: Launcher, tiny_model: Path, tmp_path: Path

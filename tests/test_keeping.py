@@ -140,6 +140,18 @@ def test_new_prompts_hold_from_the_state_on(
     assert probe(tmp_path / "b.mkv").record["prompt"] == "a moon"
 
 
+@pytest.fixture(scope="module")
+def ended_state(
+    launcher: Launcher, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The state of a video of two frames that was made to its end."""
+    folder = tmp_path_factory.mktemp("ended")
+    command = words(tiny_model, "--num-frames", "2", "-o", "a.mkv", "--save-state", "s.state")
+    command += ["--threads", "1", "--dtype", "float32", "--start", "ramp"]
+    assert launcher.run(command, cwd=folder).code == 0
+    return folder / "s.state"
+
+
 @pytest.mark.parametrize(
     ("more", "code", "part"),
     [
@@ -155,17 +167,14 @@ def test_new_prompts_hold_from_the_state_on(
     ],
 )
 def test_what_contradicts_the_state_is_refused_in_one_line(
-    launcher: Launcher, tiny_model: Path, tmp_path: Path, more: list[str], code: int, part: str
+    launcher: Launcher, ended_state: Path, tmp_path: Path, more: list[str], code: int, part: str
 ) -> None:
-    command = words(tiny_model, "--num-frames", "2", "-o", "a.mkv", "--save-state", "s.state")
-    command += ["--threads", "1", "--dtype", "float32", "--start", "ramp"]
-    assert launcher.run(command, cwd=tmp_path).code == 0
     length = ["--num-frames", "2"] if more else []
-    again = ["generate", "--resume-state", "s.state", "-o", "b.mkv", *length, *more]
+    again = ["generate", "--resume-state", str(ended_state), "-o", "b.mkv", *length, *more]
     ended = launcher.run(again, cwd=tmp_path)
     assert ended.code == code, ended.stderr
     assert len(ended.errors) == 1 and part in ended.errors[0]
-    assert not list(tmp_path.glob("b*"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_state_never_replaces_a_file_unasked(
@@ -263,6 +272,17 @@ def test_video_without_end_goes_on_after_a_kill_from_outside_and_ends_with_ctrl_
     assert left == (set() if len(made) >= before else {"a.part.mkv", "a.part.mkv.state"})
 
 
+@pytest.fixture(scope="module")
+def cut_short(
+    launcher: Launcher, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> bytes:
+    """What a killed command left of a video, before there was a state."""
+    folder = tmp_path_factory.mktemp("cut")
+    kill = [Fault("encode", "SIGKILL", number=20)]
+    launcher.run(words(tiny_model, "-o", "a.mp4"), cwd=folder, faults=kill)
+    return (folder / "a.part.mp4").read_bytes()
+
+
 @pytest.mark.parametrize(
     ("more", "code", "part"),
     [
@@ -272,14 +292,12 @@ def test_video_without_end_goes_on_after_a_kill_from_outside_and_ends_with_ctrl_
     ],
 )
 def test_video_that_cannot_be_gone_on_with_is_left_alone(
-    launcher: Launcher, tiny_model: Path, tmp_path: Path, more: list[str], code: int, part: str
+    launcher: Launcher, cut_short: bytes, tmp_path: Path, more: list[str], code: int, part: str
 ) -> None:
-    kill = [Fault("encode", "SIGKILL", number=20)]
-    launcher.run(words(tiny_model, "-o", "a.mp4"), cwd=tmp_path, faults=kill)
-    held = (tmp_path / "a.part.mp4").read_bytes()
+    (tmp_path / "a.part.mp4").write_bytes(cut_short)
     ended = launcher.run(["generate", "--continue", *more], cwd=tmp_path)
     assert ended.code == code and len(ended.errors) == 1 and part in ended.errors[0]
-    assert (tmp_path / "a.part.mp4").read_bytes() == held
+    assert (tmp_path / "a.part.mp4").read_bytes() == cut_short
     assert os.listdir(tmp_path) == ["a.part.mp4"]
 
 

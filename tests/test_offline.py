@@ -25,10 +25,11 @@ NO_NETWORK = NO_SOCKETS + "import ctypes; ctypes.CDLL(None).unshare(0x10000000 |
 MADE = ["-p", "a", "--num-frames", "1", "-y", "-o"]
 CASES = {
     "generate": [["generate", "-m", NAME, *MADE, "a.mp4", "--json", "a.jsonl", "-v"]],
+    "batch": [["batch", "p.txt", "-m", NAME, "-o", "out", "--json", "b.jsonl"]],
     "train": [["train", "--config", str(TRAIN), "-o", "run", "--dry-run"]],
     "distill": [["distill", "--config", str(DISTILL), "--teacher", "none", "-o", "student"]],
     "evaluate": [["evaluate", "-m", NAME, "--prompts", "1", "--seconds", "4"]],
-    "bench": [["bench", "-m", NAME, "--seconds", "1"]],
+    "bench": [["bench", "-m", NAME, "--seconds", "0.1"]],
     "info": [["info", NAME]],
     "models": [["models", "list"], ["models", "pull", NAME, "-v"]],
     "doctor": [["doctor"]],
@@ -45,6 +46,7 @@ def pulled(bench: Bench, tiny_model: Path) -> Bench:
     bench.hub.forget()
     bench.environment |= {"HF_TOKEN": TOKEN, "STREAMDIT_MODEL": NAME}
     (bench.folder / "home" / "token").write_text(TOKEN)
+    (bench.folder / "p.txt").write_text("a --f 1\n")
     return bench
 
 

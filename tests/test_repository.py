@@ -126,9 +126,9 @@ def test_first_use_of_a_preset_is_a_pull(bench: Bench) -> None:
     assert "tiny is not downloaded: 260.0 kB, licence: " in ended.stderr
     assert f"fetching it to {bench.cache}" in ended.stderr
     assert "tiny is complete and verified" in ended.stderr
-    assert "names no file of its text_encoder" in ended.errors[0]  # its files are not weights
+    assert "tiny names no file of its " in ended.errors[0]  # its files are not weights
     bench.hub.forget()
-    assert "text_encoder" in make(bench, name="tiny", code=NO_SOCKETS).errors[0]
+    assert "names no file" in make(bench, name="tiny", code=NO_SOCKETS).errors[0]
     assert bench.hub.asked == []
 
 

@@ -43,6 +43,7 @@ from streamdit_model.wan.vae_config import WAN_2_1, WAN_2_2
 from streamdit_model.weights import WithoutDraws
 
 STREAMING = ("rolling-1.3b", "rolling-forcing-1.3b", "skyreels-df-1.3b", "skyreels-df-14b")
+DTYPES = [torch.bfloat16, pytest.param(torch.float32, marks=pytest.mark.slow)]
 MARGIN = 1.12
 MEDIUM = WanConfig(width=192, depth=2, num_heads=3, mlp_width=768, text_width=64, text_length=32)
 
@@ -98,7 +99,14 @@ def expected_peak(
 # Weights.
 
 
-@pytest.mark.parametrize("name", STREAMING)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "rolling-1.3b",
+        "skyreels-df-14b",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in STREAMING[1:3]),
+    ],
+)
 @pytest.mark.parametrize("decoder", ["small", "full"])
 def test_weight_bytes_are_those_of_the_real_networks(name: str, decoder: str) -> None:
     config = open_config(presets.find_preset(name), decoder=decoder)
@@ -145,13 +153,13 @@ def test_a_real_pass_takes_what_the_formula_says(past: int, dtype: torch.dtype) 
     assert measured <= expected_peak(*sizes) <= MARGIN * measured
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("name", "frames", "rows", "columns", "past"),
     [
         ("wan-1.3b", 12, 30, 52, 9),
-        ("wan-1.3b", 12, 30, 52, 0),
-        ("wan-1.3b", 3, 30, 52, 18),
+        pytest.param("wan-1.3b", 12, 30, 52, 0, marks=pytest.mark.slow),
+        pytest.param("wan-1.3b", 3, 30, 52, 18, marks=pytest.mark.slow),
         ("skyreels-df-14b", 25, 34, 60, 0),
     ],
 )
@@ -164,7 +172,7 @@ def test_a_pass_at_full_size_takes_what_the_formula_says(
     assert measured <= expected_peak(*sizes) <= MARGIN * measured
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("config", "height", "width"),
     [

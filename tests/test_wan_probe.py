@@ -16,7 +16,7 @@ from torch import Tensor
 from streamdit_cli import presets
 from streamdit_cli.app import main
 from streamdit_cli.part import PartFile
-from streamdit_cli.video import VideoEncoder
+from streamdit_cli.video_encoder import VideoEncoder
 from streamdit_model.errors import ConfigError, NumericsError
 from streamdit_model.partition import Partition
 from streamdit_model.sampling import Velocity, Window

@@ -73,7 +73,7 @@ class ContactSheet:
         Raises:
             OutputError: the disk is full, the device failed, or the name was taken meanwhile.
         """
-        from streamdit_cli.video import encode_png
+        from streamdit_cli.video_encoder import encode_png
 
         if not self._tiles:
             return

@@ -210,7 +210,8 @@ def _encoders() -> dict[str, str]:
 def _encode(folder: Path, suffix: str, codec: str) -> None:
     """Write a video of one frame as commands do, and count its frames."""
     from streamdit_cli.part import PartFile
-    from streamdit_cli.video import VideoEncoder, probe
+    from streamdit_cli.video import probe
+    from streamdit_cli.video_encoder import VideoEncoder
 
     target = PartFile(folder / f"{codec}{suffix}", overwrite=False, describe=str)
     try:
@@ -228,7 +229,7 @@ def _encode(folder: Path, suffix: str, codec: str) -> None:
 
 def _encode_png() -> None:
     """Write a picture."""
-    from streamdit_cli.video import encode_png
+    from streamdit_cli.video_encoder import encode_png
 
     if not encode_png(_picture()).startswith(b"\x89PNG"):
         raise ValueError("what was written is no PNG")

@@ -19,7 +19,8 @@ from streamdit_cli.errors import InputError, UsageError
 from streamdit_cli.part import PartFile, check_free
 from streamdit_cli.pictures import PictureEncoder, PictureFolder, check_pictures, is_pictures
 from streamdit_cli.pipe import Pipe, is_direct, open_direct, open_stdout
-from streamdit_cli.video import VideoEncoder, check_encoder, probe
+from streamdit_cli.video import probe
+from streamdit_cli.video_encoder import VideoEncoder, check_encoder
 from streamdit_cli.writer import Writer
 
 if TYPE_CHECKING:

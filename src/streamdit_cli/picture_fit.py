@@ -7,15 +7,17 @@ uint8 RGB array of one size comes out. Interlaced frames are left as they are.
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 from av.video.format import VideoFormat
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
-from numpy.typing import NDArray
 
 from streamdit_cli.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 __all__ = ["Fit", "PictureFit", "describe_colour"]
 
@@ -77,6 +79,8 @@ class PictureFit:
         Raises:
             InputError: the shape is too extreme to be cut to the size.
         """
+        import numpy as np
+
         quarters = round(frame.rotation / 90) % 4  # counter-clockwise
         width, height = self._size[::-1] if quarters % 2 else self._size
         colours = _source_colours(frame, is_y4m=self._is_y4m)
@@ -114,6 +118,8 @@ class PictureFit:
 
     def _without_alpha(self, frame: VideoFrame, colours: dict[str, Any]) -> VideoFrame:
         """Return the frame over black, still in its own size."""
+        import numpy as np
+
         rgba = self._over_black.reformat(
             frame, format="rgba", interpolation=Interpolation.BICUBIC | _EXACT, **colours
         ).to_ndarray()
@@ -161,6 +167,8 @@ def _has_alpha(pixels: VideoFormat) -> bool:
 
 def _centred(picture: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
     """Cut a picture `(rows, columns, 3)` to a size, or put black round it, evenly."""
+    import numpy as np
+
     top, left = (picture.shape[0] - height) // 2, (picture.shape[1] - width) // 2
     cut = picture[max(0, top) : max(0, top) + height, max(0, left) : max(0, left) + width]
     if cut.shape[:2] == (height, width):

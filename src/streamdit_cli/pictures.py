@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from streamdit_cli.errors import OutputError, UsageError
-from streamdit_cli.video import encode_png
+from streamdit_cli.video_encoder import encode_png
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from streamdit_cli import machine
 from streamdit_cli.output import reserve
 from streamdit_cli.part import PartFile
-from streamdit_cli.video import VideoEncoder
+from streamdit_cli.video_encoder import VideoEncoder
 from streamdit_cli.writer import Writer
 
 if TYPE_CHECKING:

@@ -31,12 +31,7 @@ from streamdit_model.checkpoint import (
     save_checkpoint,
 )
 from streamdit_model.errors import ConfigError, NumericsError
-from streamdit_model.optimizers import (
-    Averages,
-    load_optimizer,
-    make_optimizers,
-    optimizer_tensors,
-)
+from streamdit_model.optimizers import Averages, load_optimizer, make_optimizers, optimizer_tensors
 from streamdit_model.storage import remove_leftovers
 
 __all__ = ["LoopConfig", "Stage", "Task", "Trainer", "learning_rate_share"]
