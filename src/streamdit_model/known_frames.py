@@ -178,10 +178,7 @@ def start_frames(model: StreamModel, frames: Tensor) -> Tensor:
 
 def most_start_frames(config: ModelConfig | WanModelConfig) -> int:
     """Return how many of the last frames of a start video a model looks at, at most."""
-    lead_in = 0
-    if isinstance(config, ModelConfig):
-        with torch.device("meta"):
-            lead_in = Autoencoder(config.autoencoder).encoder_lead_in
+    lead_in = config.autoencoder.encoder_lead_in if isinstance(config, ModelConfig) else 0
     return TIME_FACTOR * (config.partition.buffer_length + lead_in)
 
 
