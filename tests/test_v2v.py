@@ -24,7 +24,7 @@ from torch import Tensor
 from streamdit_cli.video import probe, read_video
 from streamdit_cli.video_input import open_video
 
-SIZE = {"width": TINY_SIDE, "height": TINY_SIDE}
+SIZE: dict[str, Any] = {"width": TINY_SIDE, "height": TINY_SIDE}
 EXACT = ("--codec", "ffv1")
 FRAMES = 27  # of the input at the rate of the model: neither whole chunks nor whole latent frames
 

@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["FirstVideo", "read_start"]
 
-# Ways to begin that need no video.
-PLAIN_STARTS: tuple[Literal["ramp", "clip"], ...] = ("ramp", "clip")
-
 
 @dataclass(kw_only=True)
 class FirstVideo(Material):
@@ -105,7 +102,9 @@ def read_start(
     Raises:
         UsageError: nothing to keep, or what cannot be.
     """
-    plain = next((name for name in PLAIN_STARTS if name == words), None)
+    plain: Literal["ramp", "clip"] | None = None
+    if words == "ramp" or words == "clip":
+        plain = words
     if words is None or plain is not None:
         if keep:
             raise UsageError("--keep-start needs a file to keep", "--start FILE --keep-start")

@@ -73,6 +73,8 @@ EXAMPLES = (
     'ffmpeg -i URL -f yuv4mpegpipe -pix_fmt yuv420p - | streamdit v2v - -p "a star" -o - | mpv -',
 )
 
+PARTIAL = 3  # the exit code of an input that was damaged; `ExitCode.PARTIAL` of the app
+
 
 def v2v(
     input_path: InputArgument,
@@ -127,7 +129,6 @@ def v2v(
     code is 3 when the input was damaged or cut off: what could be read is there.
     """
     from streamdit_cli import console
-    from streamdit_cli.app import ExitCode
     from streamdit_cli.edited_video import EditedVideo
     from streamdit_cli.keeping import Keeping
     from streamdit_cli.producing import Target
@@ -194,4 +195,4 @@ def v2v(
     )
     make_video(settings, speaking, target, is_dry=dry_run)
     if video.damage:
-        raise typer.Exit(ExitCode.PARTIAL)
+        raise typer.Exit(PARTIAL)
