@@ -18,6 +18,7 @@ from launcher import Case, Fault, Launcher, until
 
 from streamdit_cli.keeping import read_kept
 from streamdit_cli.part import state_path
+from streamdit_cli.segments import unnumbered
 from streamdit_cli.video import probe, read_video
 
 FFV1 = ("--codec", "ffv1")

@@ -26,6 +26,7 @@ MADE = ["-p", "a", "--num-frames", "1", "-y", "-o"]
 CASES = {
     "generate": [["generate", "-m", NAME, *MADE, "a.mp4", "--json", "a.jsonl", "-v"]],
     "batch": [["batch", "p.txt", "-m", NAME, "-o", "out", "--json", "b.jsonl"]],
+    "v2v": [["v2v", "a.mp4", "-m", NAME, *MADE, "b.mp4"]],  # what generate made
     "train": [["train", "--config", str(TRAIN), "-o", "run", "--dry-run"]],
     "distill": [["distill", "--config", str(DISTILL), "--teacher", "none", "-o", "student"]],
     "evaluate": [["evaluate", "-m", NAME, "--prompts", "1", "--seconds", "4"]],

@@ -42,6 +42,7 @@ NEVER_IN_MODEL = {"typer", "rich", "av", "tomli", "huggingface_hub", "streamdit_
 NEVER_CALLED = {"eval", "exec", "compile", "torch.load", "torch.save", "pickle.load"}
 COMMANDS = (
     "generate",
+    "v2v",
     "batch",
     "train",
     "distill",

@@ -59,6 +59,7 @@ class ExitCode(IntEnum):
 # Name -> first line of the help; a test holds it equal to the docstring of the function.
 COMMANDS: dict[str, str] = {
     "generate": "Make a video, or an endless stream, from words.",
+    "v2v": "Change a video as words say, from a file or as it arrives.",
     "batch": "Make a video of every line of a prompt file, in one folder.",
     "train": "Train a model stage by stage from one recipe.",
     "distill": "Shorten a trained model to one network call for each chunk.",

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import typer
 
+from streamdit_cli.input_options import KeepStartOption, StartVideoOption
 from streamdit_cli.keep_options import (
     ContinueOption,
     FullStateOption,
@@ -63,7 +64,6 @@ from streamdit_cli.video_options import (
     NoPromptOption,
     PipeFormatOption,
     SizeOption,
-    StartOption,
 )
 
 __all__ = ["EXAMPLES", "generate"]
@@ -114,7 +114,8 @@ def generate(
     offload: OffloadOption = None,
     offline: OfflineOption = False,
     seed: SeedOption = None,
-    start: StartOption = None,
+    start: StartVideoOption = None,
+    keep_start: KeepStartOption = False,
     guidance_scale: GuidanceOption = None,
     dtype: DtypeOption = None,
     device: DeviceOption = None,
@@ -130,12 +131,13 @@ def generate(
     the prompt.
     """
     from streamdit_cli import console
+    from streamdit_cli.first_video import read_start
     from streamdit_cli.keeping import Keeping
     from streamdit_cli.producing import Target
     from streamdit_cli.repeat import repeat, typed_names
     from streamdit_cli.resuming import find_resumption
     from streamdit_cli.settings import Settings, make_video
-    from streamdit_cli.speaking import Speaking, read_words
+    from streamdit_cli.speaking import Speaking, check_video_source, read_words
 
     speaking = Speaking(
         interactive=interactive,
@@ -145,9 +147,11 @@ def generate(
         transition=transition,
         transition_seconds=transition_seconds,
     )
+    check_video_source(start, [*(prompt or ()), script, *speaking.sources])
     speaking.check(output, preview=preview, words=[*(prompt or ()), script])
     console.configure(quiet=quiet, verbose=verbose, typed=speaking.is_typed)
     resumption = find_resumption(resume_state, output, go_on=go_on, no_prompt=no_prompt)
+    plain_start, first_video = read_start(start, keep=keep_start, goes_on=resumption is not None)
     is_needed = not (speaking.is_live or from_video or resumption)
     words, timed = read_words(prompt, script, no_prompt=no_prompt, is_needed=is_needed)
     settings = Settings(
@@ -158,7 +162,8 @@ def generate(
         num_frames=num_frames,
         size=size,
         seed=seed,
-        start=start,
+        start=plain_start,
+        material=first_video,
         guidance_scale=guidance_scale,
         model=model,
         decoder=decoder,

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import torch
 
     from streamdit_cli.live import LiveStream
+    from streamdit_cli.material import Material
     from streamdit_model.stream import Stream
     from streamdit_model.weights import Model
 
@@ -128,6 +129,7 @@ def make(
     watchers: Watchers | None = None,
     memory_hint: str = MEMORY_HINT,
     first_frame: int = 0,
+    material: Material | None = None,
 ) -> None:
     """Write a stream to its end or to a signal, and end the video.
 
@@ -143,6 +145,7 @@ def make(
         memory_hint: what needs less memory, for the message when it runs out.
         first_frame: of the stream in the video; the stream may begin later, where the video holds
             some frames already.
+        material: what the video is made from beside words; the frames it opens with come first.
 
     Raises:
         Stopped: a signal came; the video is complete up to there.
@@ -154,9 +157,17 @@ def make(
     rest = None if seconds is None else seconds - writer.frames_written / fps
     progress = console.Progress(rest, fps)
     watchers, ended = watchers or Watchers(), "complete"
-    signals.be_patient(lambda: writer.hurry(PIPE_SECONDS), writer.cancel)
+
+    def ask() -> None:
+        writer.hurry(PIPE_SECONDS)
+        if material is not None:
+            material.give_up()
+
+    signals.be_patient(ask, writer.cancel)
     try:
         watchers.begin(fps, progress)
+        for frames in () if material is None else material.opening():
+            writer.write(frames)
         for chunk in stream:
             writer.write(chunk.frames)
             watchers.chunk(chunk)

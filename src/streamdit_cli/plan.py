@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    from streamdit_cli.material import Material
     from streamdit_cli.script import Script
     from streamdit_cli.video_options import Size
     from streamdit_model.prompt_timeline import PromptEvent
@@ -44,8 +45,9 @@ class Wishes:
     transition_seconds: float | None = None
     is_live: bool = False
     events: tuple[tuple[str, float], ...] | None = None  # prompts with their seconds, as they are
-    first_frame: int = 0  # of the stream in this video
+    first_frame: int = 0  # of the stream in this video; negative behind frames that are not its own
     full_states: bool = False  # states hold the whole context of a rolling model
+    material: Material | None = None
 
     @property
     def default_seconds(self) -> float:
@@ -93,6 +95,17 @@ class Plan:
         return None if self.num_frames is None else self.num_frames / self.config.fps
 
     @property
+    def stream_frames(self) -> int | None:
+        """Length of a stream that begins with this video or behind frames that it keeps."""
+        return None if self.num_frames is None else self.num_frames + self.wishes.first_frame
+
+    @property
+    def is_endless(self) -> bool:
+        """Whether nothing but its reader ends the stream."""
+        material = self.wishes.material
+        return self.num_frames is None and not (material is not None and material.ends_stream)
+
+    @property
     def texts(self) -> list[str]:
         """Every text that the model will read, the null text of guidance included."""
         texts = [prompt for prompt, _ in self.events] or [""]
@@ -105,10 +118,13 @@ class Plan:
     def line(self) -> str:
         """The plan in one line for people."""
         config = self.config
-        length = "without end" if self.seconds is None else f"{self.seconds:.1f} s"
+        is_open = "without end" if self.is_endless else "to the end of the input"
+        length = is_open if self.seconds is None else f"{self.seconds:.1f} s"
         size = f"{config.width}x{config.height} at {config.fps:g} FPS"
         prompts = f", {len(self.events)} prompts" if len(self.events) > 1 else ""
-        return f"{config.name}, {size}, {length}{prompts}, seed {self.wishes.seed}"
+        material = self.wishes.material
+        source = "" if material is None else f", from {material.line}"
+        return f"{config.name}, {size}, {length}{prompts}{source}, seed {self.wishes.seed}"
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -129,6 +145,8 @@ class Plan:
         if isinstance(self.config, ModelConfig):  # the first chunk of the others is shorter
             frames = self.config.partition.chunk_size * TIME_FACTOR
             words["chunk_frames"] = str(frames)
+        if wishes.material is not None:
+            words |= wishes.material.metadata
         if wishes.first_frame:
             words["first_frame"] = str(wishes.first_frame)
         return {**words, "seed": str(wishes.seed), "model": self.config.name}
@@ -152,8 +170,9 @@ def check_wishes(wishes: Wishes) -> None:
 
     if wishes.seconds is not None and wishes.num_frames is not None:
         raise UsageError("--seconds and --num-frames exclude each other")
-    length = wishes.seconds or wishes.default_seconds if wishes.num_frames is None else 1.0
-    timeline = wishes.timeline(length)
+    is_known_later = wishes.material is not None and wishes.material.ends_stream
+    length = wishes.seconds or wishes.default_seconds
+    timeline = wishes.timeline(1.0 if is_known_later or wishes.num_frames is not None else length)
     if wishes.transition is not None and len(timeline) < 2 and not wishes.is_live:
         raise UsageError("--transition has no effect on one prompt", "give several -p, or a script")
     blends = wishes.transition == "blend" or any(e.transition == "blend" for e in timeline)
@@ -185,10 +204,7 @@ def make_plan(wishes: Wishes, config: ModelConfig | WanModelConfig) -> Plan:
     if wishes.full_states and getattr(config, "context", None) is None:
         message = f"--full-state has no effect on {config.name}: every state of it is exact"
         raise UsageError(message, "leave out --full-state")
-    num_frames = wishes.num_frames
-    if num_frames is None:
-        seconds = wishes.default_seconds if wishes.seconds is None else wishes.seconds
-        num_frames = None if seconds == float("inf") else max(1, round(seconds * config.fps))
+    num_frames = _num_frames(wishes, config)
     length = float("inf") if num_frames is None else num_frames / config.fps
     if wishes.events is None:
         timeline = wishes.timeline(length)
@@ -196,4 +212,17 @@ def make_plan(wishes: Wishes, config: ModelConfig | WanModelConfig) -> Plan:
         from streamdit_model.prompt_timeline import PromptEvent
 
         timeline = [PromptEvent(prompt, seconds) for prompt, seconds in wishes.events]
+    if wishes.material is not None and (kept := wishes.material.kept_frames):
+        wishes = replace(wishes, first_frame=-kept)
+        num_frames = None if num_frames is None else num_frames + kept
     return Plan(timeline=timeline, num_frames=num_frames, wishes=wishes, config=config)
+
+
+def _num_frames(wishes: Wishes, config: ModelConfig | WanModelConfig) -> int | None:
+    """Return the frames to be made; None without end, or to that of an input of unknown length."""
+    if wishes.material is not None and wishes.material.ends_stream:
+        return wishes.material.num_frames
+    if wishes.num_frames is not None:
+        return wishes.num_frames
+    seconds = wishes.default_seconds if wishes.seconds is None else wishes.seconds
+    return None if seconds == float("inf") else max(1, round(seconds * config.fps))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -147,17 +147,27 @@ class Target:
         )
 
 
-def read_plan(wishes: Wishes, source: Source) -> Plan:
-    """Read the configuration of a model, which takes torch but no weights, and plan with it."""
+def read_plan(wishes: Wishes, source: Source, *, takes_audio: bool = False) -> Plan:
+    """Read the configuration of a model, which takes torch but no weights, and plan with it.
+
+    What the video is made from is opened, and left open.
+    """
     if not isinstance(source, LoadedModel):
         console.status("loading ...")
-    return make_plan(wishes, source.read_config(size=wishes.size, start=wishes.start))
+    config = source.read_config(size=wishes.size, start=wishes.start)
+    if wishes.material is not None:
+        config = wishes.material.open(config, takes_audio=takes_audio)
+    return make_plan(wishes, config)
 
 
 def plan_only(wishes: Wishes, source: Source, target: Target) -> None:
     """Check everything that needs no weights, and say what would be made."""
     target.check()
-    line = f"{read_plan(wishes, source).line} -> {target.name}"
+    try:
+        line = f"{read_plan(wishes, source).line} -> {target.name}"
+    finally:
+        if wishes.material is not None:
+            wishes.material.close()
     console.plain(f"{line}; nothing was made (--dry-run)")
 
 
@@ -169,16 +179,18 @@ def open_stream(plan: Plan, model: Model | WanModel, *, chunks_ahead: int = 2) -
         if model.text_encoder.truncated(prompt):
             limit = model.text_limit
             console.warn(f"{plan.config.name} reads only {limit} of the prompt {prompt!r}")
+    words = {"num_frames": plan.stream_frames, "start": plan.wishes.start}
+    if plan.wishes.material is not None:
+        words |= plan.wishes.material.stream_words()
     return Stream(
         model,
         plan.timeline,
         seed=plan.wishes.seed,
-        num_frames=plan.num_frames,
-        start=plan.wishes.start,
         guidance_scale=plan.wishes.guidance_scale,
         negative_prompt=plan.wishes.negative_prompt,
         chunks_ahead=chunks_ahead,
         full_states=plan.wishes.full_states,
+        **words,
     )
 
 
@@ -205,7 +217,10 @@ def produce(
         TerminalError, StreamDiTError: with what was kept, see `making.make`.
     """
     place = target.reserve()
+    material = wishes.material
     with ExitStack() as stack:
+        if material is not None:
+            stack.callback(material.close)
         try:
             records = stack.enter_context(target.open_records())
             prompt_log = target.open_prompt_log()
@@ -213,7 +228,8 @@ def produce(
             keeper = target.open_keeper(place)
             if place.replaced:
                 console.warn(f"replacing {place.replaced}")
-            plan = read_plan(wishes, source)
+            takes_audio = isinstance(place, Output) and place.takes_audio
+            plan = read_plan(wishes, source, takes_audio=takes_audio)
             if advice := real_video_advice(source, [prompt for prompt, _ in plan.events]):
                 console.warn(advice)
             stream = begin(plan, _load(plan, source, loading))
@@ -238,6 +254,7 @@ def produce(
                 watchers=watchers,
                 memory_hint=source.memory_hint,
                 first_frame=plan.wishes.first_frame,
+                material=material,
             )
         finally:
             if prompt_log is not None and isinstance(writer, Writer) and writer.is_named:
@@ -245,9 +262,13 @@ def produce(
 
 
 def _load(plan: Plan, source: Source, loading: Mapping[str, Any]) -> Model | WanModel:
-    """Load the model of a plan."""
+    """Load the model of a plan; its video may have another rate than that of the model."""
     threads = loading["threads"] or stream_threads()
-    return source.load(prompts=plan.texts, size=plan.wishes.size, **{**loading, "threads": threads})
+    loading = {**loading, "threads": threads}
+    model = source.load(prompts=plan.texts, size=plan.wishes.size, **loading)
+    if model.config.fps == plan.config.fps:
+        return model
+    return replace(model, config=replace(model.config, fps=plan.config.fps))  # type: ignore[arg-type]
 
 
 def _open_writer(
@@ -281,6 +302,7 @@ def _open_writer(
             metadata=metadata,
             fresh_every=None if every is None else max(1, round(every * config.fps)),
             taken=target.resumption and target.resumption.taken,
+            audio=plan.wishes.material and plan.wishes.material.audio,
         )
         if target.lead is not None:
             writer.pace = Pace(config.fps, target.lead)

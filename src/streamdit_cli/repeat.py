@@ -77,6 +77,7 @@ def repeat(
 def _read(video: VideoInfo, path: Path, typed: Collection[str]) -> dict[str, Any]:
     """Return all settings that a video says."""
     record = video.record
+    _require_no_other_video(record, path, typed)
     if record.get("lora") and "loras" not in typed:
         raise InputError(
             f"{path} was made with a LoRA, whose file is not in it", f"--lora {record['lora']}"
@@ -85,7 +86,7 @@ def _read(video: VideoInfo, path: Path, typed: Collection[str]) -> dict[str, Any
     found: dict[str, Any] = {
         "script": script,
         "prompts": [] if script is None else script.prompts,
-        "num_frames": max(1, video.num_frames),
+        "num_frames": _made_frames(record, video.num_frames),
         "size": Size(video.width, video.height),
         "random_weights": record.get("weights") == "random",
     }
@@ -110,6 +111,28 @@ def _read(video: VideoInfo, path: Path, typed: Collection[str]) -> dict[str, Any
     if "model" not in typed:
         found["model"] = _model(record, path)
     return found
+
+
+def _require_no_other_video(record: Mapping[str, str], path: Path, typed: Collection[str]) -> None:
+    """Refuse a video that was made from another one, which is not in it.
+
+    Raises:
+        InputError: the other one was not named.
+    """
+    if "input" in record:
+        hint = "streamdit v2v with the same input, prompt, --seed and --strength"
+        raise InputError(f"{path} was made from the video {record['input']!r} by v2v", hint)
+    if "start_video" in record and "start" not in typed:
+        keep = " --keep-start" if record.get("first_frame", "").startswith("-") else ""
+        message = f"{path} goes on from {record['start_video']!r}, which is not in it"
+        raise InputError(message, f"say where it is: --start FILE{keep}")
+
+
+def _made_frames(record: Mapping[str, str], num_frames: int) -> int:
+    """Return how many of the frames of a video were made, and not kept of its start."""
+    kept = record.get("first_frame", "")
+    is_known = kept[:1] == "-" and kept[1:].isdecimal() and len(kept) < 12
+    return max(1, num_frames + int(kept) if is_known else num_frames)
 
 
 def script_of(record: Mapping[str, str], name: str) -> Script | None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from streamdit_cli.errors import UsageError
 
 if TYPE_CHECKING:
+    from streamdit_cli.material import Material
     from streamdit_cli.plan import Plan, Wishes
     from streamdit_cli.producing import Target
     from streamdit_cli.script import Script
@@ -41,6 +42,7 @@ class Settings:
     size: Size | None = None
     seed: int | None = None
     start: Literal["ramp", "clip"] | None = None
+    material: Material | None = None
     guidance_scale: float | None = None
     model: str | None = None
     decoder: str | None = None
@@ -154,6 +156,7 @@ def _wishes(settings: Settings, speaking: Speaking) -> Wishes:
         seed=secrets.randbelow(2**32) if settings.seed is None else settings.seed,
         start=settings.start,
         guidance_scale=settings.guidance_scale,
+        material=settings.material,
     )
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from streamdit_model.wan.model import WanModel
     from streamdit_model.weights import Model
 
-__all__ = ["Speaking", "read_words"]
+__all__ = ["Speaking", "check_video_source", "read_words"]
 
 
 def read_words(
@@ -60,6 +60,21 @@ def read_words(
     if scripts and not no_prompt:
         return scripts[0].prompts, scripts[0]
     return read_prompts(words, no_prompt=no_prompt), None
+
+
+def check_video_source(path: str | None, words: Sequence[str | None]) -> None:
+    """Refuse standard input for a video and for words.
+
+    Args:
+        path: of the video that comes in; None without one.
+        words: where prompts come from.
+
+    Raises:
+        UsageError: it is wanted for both.
+    """
+    if path == STANDARD_INPUT and STANDARD_INPUT in words:
+        hint = "prompts from a file or a FIFO: -p @FILE or --prompts-from FIFO"
+        raise UsageError("standard input is the video and cannot hold prompts too", hint)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +178,7 @@ class Speaking:
         live = LiveStream(
             stream,
             fps=plan.config.fps,
-            is_endless=plan.num_frames is None,
+            is_endless=plan.is_endless,
             transition=self.transition,
             transition_seconds=self.transition_seconds,
             is_truncated=model.text_encoder.truncated,

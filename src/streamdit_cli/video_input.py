@@ -43,6 +43,7 @@ def open_video(
     fps: float | None,
     fit: Fit = "crop",
     seconds: float | None = None,
+    num_frames: int | None = None,
     input_size: tuple[int, int] | None = None,
     input_fps: float | None = None,
     audio: bool = True,
@@ -57,6 +58,7 @@ def open_video(
             at the mean rate that the input names.
         fit: what is done where the shapes differ, see `PictureFit`.
         seconds: end after this length of output; an image lasts so long. None is to the end.
+        num_frames: the same in frames of output.
         input_size, input_fps: of raw rgb24 without a header.
         audio: keep the sound.
 
@@ -66,7 +68,8 @@ def open_video(
     """
     opened = open_input(path, input_size=input_size, input_fps=input_fps)
     try:
-        return VideoInput(opened, size=size, fps=fps, fit=fit, seconds=seconds, audio=audio)
+        length = {"seconds": seconds, "num_frames": num_frames}
+        return VideoInput(opened, size=size, fps=fps, fit=fit, **length, audio=audio)
     except BaseException:
         opened.close()
         raise
@@ -98,6 +101,7 @@ class VideoInput:
         fps: float | None,
         fit: Fit,
         seconds: float | None,
+        num_frames: int | None,
         audio: bool,
     ) -> None:
         self.name = opened.name
@@ -117,7 +121,8 @@ class VideoInput:
         self._aspect = _pixel_aspect(opened.video.sample_aspect_ratio)
         self._fit = PictureFit(*size, fit, is_y4m=opened.is_y4m)
         self._clock: FrameClock[VideoFrame] = FrameClock(self.fps)
-        self._limit = None if seconds is None else max(1, round(seconds * self.fps))
+        by_time = None if seconds is None else max(1, round(seconds * self.fps))
+        self._limit = by_time if num_frames is None else num_frames
         self._given = 0
         self._skipped = Fraction(0)
         self._shown = self._shown_frames(first, by_time=fps is not None)
@@ -167,10 +172,14 @@ class VideoInput:
                 self.audio.skip(skipped / self.fps)
             return skipped
 
-    def close(self) -> None:
-        """Let go of the input; a read that waits in another thread ends."""
+    def give_up(self) -> None:
+        """End at the next frame, also where a read waits; takes no lock."""
         self._is_closed = True
         self._decoded.give_up()
+
+    def close(self) -> None:
+        """Let go of the input; a read that waits in another thread ends."""
+        self.give_up()
         if self._reading.acquire(timeout=CLOSE_SECONDS):  # never close what is being read
             self._decoded.close()
 

@@ -74,6 +74,13 @@ class AutoencoderConfig:
         ):
             raise ConfigError("widths, blocks and latent channels must be at least 1")
 
+    @property
+    def encoder_lead_in(self) -> int:
+        """Latent frames after which an encoding no longer depends on where the stream began."""
+        rates = [max(1, TIME_FACTOR >> min(stage, 2)) for stage in range(len(self.widths))]
+        reach = sum(blocks * rate for blocks, rate in zip(self.encoder_blocks, rates, strict=True))
+        return -(-reach // TIME_FACTOR)
+
 
 class Convolution(nn.Module):
     """A 2-D convolution that keeps height and width (or halves them with stride 2).
@@ -284,11 +291,7 @@ class Autoencoder(nn.Module):
     @property
     def encoder_lead_in(self) -> int:
         """Latent frames after which an encoding no longer depends on where the stream began."""
-        rates = [max(1, TIME_FACTOR >> min(stage, 2)) for stage in range(len(self.config.widths))]
-        reach = sum(
-            blocks * rate for blocks, rate in zip(self.config.encoder_blocks, rates, strict=True)
-        )
-        return -(-reach // TIME_FACTOR)
+        return self.config.encoder_lead_in
 
     @property
     def decoder_lead_in(self) -> int:

@@ -16,16 +16,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from streamdit_model.autoencoder import Autoencoder
+from streamdit_model.autoencoder import TIME_FACTOR, Autoencoder
 from streamdit_model.buffer import StreamBuffer
 from streamdit_model.errors import ConfigError
 from streamdit_model.flow_matching import SIGMA_MIN, Noise, interpolate
+from streamdit_model.model_config import ModelConfig
 from streamdit_model.video_input import VideoInput
 
 if TYPE_CHECKING:
     from streamdit_model.stream_state import StreamModel
+    from streamdit_model.wan.model_config import WanModelConfig
 
-__all__ = ["NoisePath", "StartVideo", "VideoEntry", "start_frames"]
+__all__ = ["NoisePath", "StartVideo", "VideoEntry", "most_start_frames", "start_frames"]
 
 
 class NoisePath:
@@ -172,6 +174,12 @@ def start_frames(model: StreamModel, frames: Tensor) -> Tensor:
     wanted = model.autoencoder.video_shape(length, 1, 1)[0]
     still = frames[:1].expand(max(0, wanted - len(frames)), -1, -1, -1)
     return torch.cat([still, frames[-wanted:]]).cpu()
+
+
+def most_start_frames(config: ModelConfig | WanModelConfig) -> int:
+    """Return how many of the last frames of a start video a model looks at, at most."""
+    lead_in = config.autoencoder.encoder_lead_in if isinstance(config, ModelConfig) else 0
+    return TIME_FACTOR * (config.partition.buffer_length + lead_in)
 
 
 def _lead_in(model: StreamModel) -> int:
