@@ -171,7 +171,7 @@ def test_a_stream_in_a_batch_agrees_with_the_stream_alone(variant: str) -> None:
         alone = torch.cat(list(stream_latents(model, [prompt], [seed], 5)), dim=2)
         # float32: batched matrix products add in another order
         torch.testing.assert_close(batch[index : index + 1], alone, rtol=1e-4, atol=1e-4)
-    with pytest.raises(ConfigError, match="3 prompts, 2 seeds"):
+    with pytest.raises(ConfigError, match="3 prompts and 2 seeds"):
         next(stream_latents(model, prompts, [1, 2], 5))
 
 
