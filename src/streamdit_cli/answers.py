@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
 from streamdit_cli import console
 from streamdit_cli.errors import OutputError
 
-__all__ = ["answer"]
+__all__ = ["answer", "check_answer"]
 
 
 def answer(
@@ -46,3 +48,21 @@ def answer(
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise OutputError(f"{json_path} cannot be written: {reason}") from None
+
+
+def check_answer(json_path: str | None, *, overwrite: bool) -> None:
+    """Refuse a file that cannot be written, before the work whose result it is to hold.
+
+    Args:
+        json_path, overwrite: as in `answer`.
+
+    Raises:
+        OutputError: the file exists or cannot be written.
+    """
+    if json_path in (None, "-"):
+        return
+    path = Path(json_path or "")
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise OutputError(f"--json {path} cannot be written", "choose another file")
+    if path.exists() and not overwrite:
+        raise OutputError(f"--json {path} exists", "another name, or replace it with -y")

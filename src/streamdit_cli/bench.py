@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -120,11 +118,14 @@ def bench(
     left out; the first frame is also measured cold, from the start of this process.
     """
     from streamdit_cli import console
-    from streamdit_cli.answers import answer
+    from streamdit_cli.answers import answer, check_answer
+    from streamdit_cli.errors import UsageError
     from streamdit_cli.signals import Signals
 
     console.configure(quiet=quiet)
-    _check_words(seconds, json_path, overwrite=overwrite)
+    if seconds == float("inf"):
+        raise UsageError("--seconds inf: a measurement has an end", "write --seconds 10m")
+    check_answer(json_path, overwrite=overwrite)
     source = _find(
         model,
         random_weights=random_weights,
@@ -140,26 +141,6 @@ def bench(
         _print_tables(record)
     if json_path is not None:
         answer("", record, [], [], json_path, overwrite=overwrite)
-
-
-def _check_words(seconds: float, json_path: str | None, *, overwrite: bool) -> None:
-    """Refuse what can be known to fail before minutes of work.
-
-    Raises:
-        UsageError: no end.
-        OutputError: a file that exists or cannot be written.
-    """
-    from streamdit_cli.errors import OutputError, UsageError
-
-    if seconds == float("inf"):
-        raise UsageError("--seconds inf: a measurement has an end", "write --seconds 10m")
-    if json_path in (None, "-"):
-        return
-    path = Path(json_path or "")
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise OutputError(f"--json {path} cannot be written", "choose another file")
-    if path.exists() and not overwrite:
-        raise OutputError(f"--json {path} exists", "another name, or replace it with -y")
 
 
 def _find(

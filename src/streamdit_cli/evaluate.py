@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Annotated, Literal
@@ -123,11 +122,12 @@ def evaluate(
     and shape, half of held-out pairs. A stream is right when all attributes are, in every 2 s.
     """
     from streamdit_cli import console
+    from streamdit_cli.answers import check_answer
     from streamdit_cli.score_tables import print_scores, print_suite
     from streamdit_cli.scoring import Scoring, check_lengths, score_model, score_suite
 
     console.configure(quiet=quiet)
-    _check_json_path(json_path, overwrite=overwrite)
+    check_answer(json_path, overwrite=overwrite)
     loading = {"device": device, "dtype": dtype, "threads": threads}
     scoring = Scoring(prompts=prompts, seconds=seconds, seed=seed or 0, batch=batch)
     started = time.perf_counter()
@@ -159,19 +159,6 @@ def _refuse(given: dict[str, object], where: str) -> None:
     for option, value in given.items():
         if value is not None and value != []:
             raise UsageError(f"{option} has no effect {where}", f"leave out {option}")
-
-
-def _check_json_path(json_path: str | None, *, overwrite: bool) -> None:
-    """Refuse a file that cannot be written, before the work whose result it is to hold."""
-    from streamdit_cli.errors import OutputError
-
-    if json_path in (None, "-"):
-        return
-    path = Path(json_path or "")
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
-        raise OutputError(f"--json {path} cannot be written", "choose another file")
-    if path.exists() and not overwrite:
-        raise OutputError(f"--json {path} exists", "another name, or replace it with -y")
 
 
 def _write_json(path: Path, text: str) -> None:
